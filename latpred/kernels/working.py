@@ -1,0 +1,190 @@
+"""A graph that fusion passes rewrite in place; every node remembers which ONNX ops it carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from latpred.graph import AttributeValue, Graph, Op, Tensor
+
+__all__ = ["Node", "WorkingGraph"]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A node under rewriting. `ops` are the names of the ONNX ops that it stands for."""
+
+    op_type: str
+    domain: str
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, AttributeValue]
+    ops: tuple[str, ...]
+    epilogue: tuple[str, ...] = ()
+    source: Op | None = None  # set where bodies have to be walked
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Why a rule applied to an op, or did not."""
+
+    rule: str
+    applied: bool
+    reason: str
+
+
+@dataclass(slots=True)
+class WorkingGraph:
+    """Nodes with producer and consumer lookups kept up to date by `add`, `remove` and `set_input`."""
+
+    tensors: dict[str, Tensor]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opsets: Mapping[str, int]
+    nodes: dict[int, Node] = field(default_factory=dict)  # id -> node, in insertion order
+    producers: dict[str, Node] = field(default_factory=dict)
+    uses: dict[str, list[Node]] = field(default_factory=dict)  # one entry a use: a node may stand twice
+    free: dict[str, str] = field(default_factory=dict)  # ONNX op name -> why it costs nothing
+    remarks: dict[str, list[Remark]] = field(default_factory=dict)  # ONNX op name -> what rules said
+    fresh: int = 0
+
+    @classmethod
+    def of(cls, graph: Graph) -> WorkingGraph:
+        """A rewritable copy; the graph itself is never touched."""
+        working = cls(dict(graph.tensors), graph.inputs, graph.outputs, graph.opsets)
+        for op in graph.ops:
+            working.add(
+                Node(
+                    op.op_type,
+                    op.domain,
+                    op.name,
+                    list(op.inputs),
+                    list(op.outputs),
+                    dict(op.attributes),
+                    (op.name,),
+                    source=op if op.bodies else None,
+                )
+            )
+        return working
+
+    def add(self, node: Node) -> Node:
+        """Insert a node (order is restored by `in_order`)."""
+        self.nodes[id(node)] = node
+        for name in node.outputs:
+            if name:
+                self.producers[name] = node
+        for name in node.inputs:
+            if name:
+                self.uses.setdefault(name, []).append(node)
+        return node
+
+    def remove(self, node: Node) -> None:
+        """Take a node out; its outputs lose their producer."""
+        del self.nodes[id(node)]
+        for name in node.outputs:
+            if name and self.producers.get(name) is node:
+                del self.producers[name]
+        for name in node.inputs:
+            if name:
+                self.uses[name].remove(node)
+
+    def set_input(self, node: Node, index: int, name: str) -> None:
+        """Rewire one input."""
+        old = node.inputs[index]
+        if old:
+            self.uses[old].remove(node)
+        node.inputs[index] = name
+        if name:
+            self.uses.setdefault(name, []).append(node)
+
+    def replace_uses(self, old: str, new: str) -> None:
+        """Every consumer of `old` reads `new` instead (graph outputs are not renamed)."""
+        for node in list(self.uses.get(old, ())):
+            for index, name in enumerate(node.inputs):
+                if name == old:
+                    self.set_input(node, index, new)
+
+    def bypass(self, node: Node, why: str, index: int = 0) -> bool:
+        """Drop a node that passes input `index` through; False where it makes a graph output from a graph input.
+
+        Its ops are declared free with the reason `why`.
+        """
+        source, target = node.inputs[index], node.outputs[0]
+        if target in self.outputs:
+            producer = self.producers.get(source)
+            if producer is None or len(self.uses.get(source, ())) > 1 or source in self.outputs:
+                return False
+            self.remove(node)
+            producer.outputs[producer.outputs.index(source)] = target
+            del self.producers[source]
+            self.producers[target] = producer
+            self.tensors[target] = Tensor(
+                target, self.tensors[target].shape, self.tensors[target].dtype, self.tensors[target].constant
+            )
+        else:
+            self.remove(node)
+            self.replace_uses(target, source)
+        for op in node.ops:
+            self.free[op] = why
+        return True
+
+    def replace(self, old: Sequence[Node], new: Node) -> Node:
+        """Swap nodes for one that carries all their ops."""
+        for node in old:
+            self.remove(node)
+        new.ops = tuple(dict.fromkeys([*(op for node in old for op in node.ops), *new.ops]))
+        return self.add(new)
+
+    def tensor(self, stem: str, shape: tuple[int, ...], dtype: str, constant: bool = False,
+               value: np.ndarray | None = None) -> str:
+        """Register a new tensor and return its unique name."""
+        self.fresh += 1
+        name = f"{stem}~{self.fresh}"
+        self.tensors[name] = Tensor(name, shape, dtype, constant, value)
+        return name
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.tensors[name].shape
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is known before the first inference (an initializer or folded from them)."""
+        tensor = self.tensors.get(name)
+        return tensor is not None and tensor.constant and name not in self.producers
+
+    def scalar(self, name: str) -> float | None:
+        """The value of a one-element constant, else None."""
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.value is None or tensor.value.size != 1:
+            return None
+        return float(tensor.value.reshape(-1)[0])
+
+    def sole_use(self, name: str) -> Node | None:
+        """The only consumer of a tensor that is no graph output, else None."""
+        users = self.uses.get(name, ())
+        return users[0] if len(users) == 1 and name not in self.outputs else None
+
+    def remark(self, ops: Iterable[str], rule: str, applied: bool, reason: str) -> None:
+        """Keep, for `--explain`, why a rule applied or did not."""
+        for op in ops:
+            self.remarks.setdefault(op, []).append(Remark(rule, applied, reason))
+
+    def in_order(self) -> Iterator[Node]:
+        """Nodes in topological order, stable in insertion order (a snapshot: rewriting while iterating is safe)."""
+        waiting = {key: len({n for n in node.inputs if n in self.producers}) for key, node in self.nodes.items()}
+        ready = [node for key, node in self.nodes.items() if waiting[key] == 0]
+        order: list[Node] = []
+        index = 0
+        while index < len(ready):
+            node = ready[index]
+            index += 1
+            order.append(node)
+            for name in node.outputs:
+                for user in dict.fromkeys(self.uses.get(name, ())):
+                    waiting[id(user)] -= 1
+                    if waiting[id(user)] == 0:
+                        ready.append(user)
+        return iter(order)
