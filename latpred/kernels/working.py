@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
 from latpred.graph import AttributeValue, Graph, Op, Tensor
 
-__all__ = ["Node", "WorkingGraph"]
+__all__ = ["Node", "Remark", "WorkingGraph"]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +26,7 @@ class Node:
     ops: tuple[str, ...]
     epilogue: tuple[str, ...] = ()
     source: Op | None = None  # set where bodies have to be walked
+    rank: float = -1.0  # place in launch order; the graph gives one where none is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class WorkingGraph:
     free: dict[str, str] = field(default_factory=dict)  # ONNX op name -> why it costs nothing
     remarks: dict[str, list[Remark]] = field(default_factory=dict)  # ONNX op name -> what rules said
     fresh: int = 0
+    by_type: dict[str, dict[int, Node]] = field(default_factory=dict)  # op type -> nodes, so that rules need no scan
 
     @classmethod
     def of(cls, graph: Graph) -> WorkingGraph:
@@ -71,8 +74,12 @@ class WorkingGraph:
         return working
 
     def add(self, node: Node) -> Node:
-        """Insert a node (order is restored by `in_order`)."""
+        """Insert a node (order is restored by `in_order`); a node without a rank goes last."""
+        if node.rank < 0:
+            self.fresh += 1
+            node.rank = float(self.fresh)
         self.nodes[id(node)] = node
+        self.by_type.setdefault(node.op_type, {})[id(node)] = node
         for name in node.outputs:
             if name:
                 self.producers[name] = node
@@ -84,12 +91,33 @@ class WorkingGraph:
     def remove(self, node: Node) -> None:
         """Take a node out; its outputs lose their producer."""
         del self.nodes[id(node)]
+        del self.by_type[node.op_type][id(node)]
         for name in node.outputs:
             if name and self.producers.get(name) is node:
                 del self.producers[name]
         for name in node.inputs:
             if name:
                 self.uses[name].remove(node)
+
+    def retype(self, node: Node, op_type: str, domain: str | None = None) -> None:
+        """Change a node's op type (and domain) where it stands."""
+        del self.by_type[node.op_type][id(node)]
+        node.op_type = op_type
+        node.domain = node.domain if domain is None else domain
+        self.by_type.setdefault(op_type, {})[id(node)] = node
+
+    def of_type(self, *op_types: str) -> list[Node]:
+        """Nodes of these op types in launch order (a snapshot: rewriting while iterating is safe).
+
+        A node may have been removed by the time it is reached; `alive` tells.
+        """
+        found = [node for op_type in op_types for node in self.by_type.get(op_type, {}).values()]
+        found.sort(key=lambda node: node.rank)
+        return found
+
+    def alive(self, node: Node) -> bool:
+        """Whether a node of a snapshot is still in the graph."""
+        return id(node) in self.nodes
 
     def set_input(self, node: Node, index: int, name: str) -> None:
         """Rewire one input."""
@@ -135,6 +163,8 @@ class WorkingGraph:
         """Swap nodes for one that carries all their ops."""
         for node in old:
             self.remove(node)
+        if new.rank < 0:
+            new.rank = max(node.rank for node in old)
         new.ops = tuple(dict.fromkeys([*(op for node in old for op in node.ops), *new.ops]))
         return self.add(new)
 
@@ -173,18 +203,17 @@ class WorkingGraph:
             self.remarks.setdefault(op, []).append(Remark(rule, applied, reason))
 
     def in_order(self) -> Iterator[Node]:
-        """Nodes in topological order, stable in insertion order (a snapshot: rewriting while iterating is safe)."""
+        """Nodes in topological order, the lowest rank first (a snapshot: rewriting while iterating is safe)."""
         waiting = {key: len({n for n in node.inputs if n in self.producers}) for key, node in self.nodes.items()}
-        ready = [node for key, node in self.nodes.items() if waiting[key] == 0]
+        ready = [(node.rank, key) for key, node in self.nodes.items() if waiting[key] == 0]
+        heapify(ready)
         order: list[Node] = []
-        index = 0
-        while index < len(ready):
-            node = ready[index]
-            index += 1
+        while ready:
+            node = self.nodes[heappop(ready)[1]]
             order.append(node)
             for name in node.outputs:
                 for user in dict.fromkeys(self.uses.get(name, ())):
                     waiting[id(user)] -= 1
                     if waiting[id(user)] == 0:
-                        ready.append(user)
+                        heappush(ready, (user.rank, id(user)))
         return iter(order)
