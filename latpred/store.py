@@ -1,0 +1,355 @@
+"""Measured kernels on disk: a folder a device, one compressed line a composite graph, appended durably.
+
+Layout of `datasets/<device>/`:
+
+- `meta.json`: what the measurements have in common (`Meta`); another machine, runtime or thread count is refused;
+- `device.toml`, `rules.toml`: the device and the fusion rules that the kernels were named by;
+- `measurements.jsonl.gz`: records, each one its own gzip member, so that a torn last one costs nothing else.
+
+History of the schema: 1, the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from latpred.errors import ArtefactError
+from latpred.graph import Spec
+from latpred.kernels.kernel import Context, Kernel, Work
+
+__all__ = ["SCHEMA_VERSION", "Dataset", "KernelSample", "Meta", "pack_kernel", "signature", "unpack_kernel"]
+
+SCHEMA_VERSION = 1
+GZIP = 31  # zlib's window bits for a gzip container
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What every measurement of a dataset shares."""
+
+    device: str
+    processor: str
+    runtime: str
+    runtime_version: str
+    threads: int
+    provider: str = "CPUExecutionProvider"
+    options: Mapping[str, str] = field(default_factory=dict)  # of the session, where they are no defaults
+    latpred_version: str = ""
+    seed: int = 0  # of the stream of configurations
+    noise_floor: Mapping[str, float] = field(default_factory=dict)  # relative differences, by what was repeated
+    facts: Mapping[str, Any] = field(default_factory=dict)  # pinning, governor and such: told, never compared
+    schema_version: int = SCHEMA_VERSION
+
+    def differences(self, other: Meta) -> list[str]:
+        """What forbids to mix measurements of two metas, in words; empty where nothing does.
+
+        Examples
+        --------
+        >>> one = Meta("local", "EPYC", "onnxruntime", "1.31.1", threads=1)
+        >>> one.differences(replace(one, threads=2))
+        ['threads: 1 here, 2 there']
+        """
+        compared = ("processor", "runtime", "runtime_version", "threads", "provider", "options")
+        return [
+            f"{name}: {getattr(self, name)} here, {getattr(other, name)} there"
+            for name in compared
+            if getattr(self, name) != getattr(other, name)
+        ]
+
+
+class KernelSample(NamedTuple):
+    """One measured kernel, as learning wants it."""
+
+    kernel: Kernel
+    latency_s: float  # of one launch
+    weight: float  # reliability: 1 for a quiet, well-sampled kernel, less otherwise
+    group: str  # the kernel's signature: equal shapes share it
+    record: int  # index of the composite graph that it ran in
+
+
+class Dataset:
+    """A folder of measurements.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> meta = Meta("local", "EPYC", "onnxruntime", "1.31.1", threads=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     dataset = Dataset.create(Path(folder) / "local", meta)
+    ...     dataset.append({"latency": {"median_s": 0.002}, "kernels": []})
+    ...     [record["latency"]["median_s"] for record in Dataset.open(dataset.path).records()]
+    [0.002]
+    """
+
+    def __init__(self, path: Path, meta: Meta) -> None:
+        self.path = path
+        self.meta = meta
+        self.notices: list[str] = []
+        self._sound_bytes: int | None = None  # length of what is known to be whole; None before the first look
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], meta: Meta, device_toml: str = "", rules_toml: str = "") -> Dataset:
+        """Start an empty dataset.
+
+        Raises
+        ------
+        ArtefactError
+            Where one lies there already.
+        """
+        folder = Path(path)
+        if (folder / "meta.json").exists():
+            raise ArtefactError(f"a new dataset needs an empty folder, {folder} holds one: open it or remove it first")
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset = cls(folder, meta)
+        if device_toml:
+            _write(folder / "device.toml", device_toml)
+        if rules_toml:
+            _write(folder / "rules.toml", rules_toml)
+        dataset.set_meta(meta)
+        return dataset
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Dataset:
+        """A dataset that exists.
+
+        Raises
+        ------
+        ArtefactError
+            Where there is none, or its schema version is not this one.
+        """
+        folder = Path(path)
+        try:
+            row = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ArtefactError(f"no dataset in {folder}: run `latpred collect` first") from None
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{folder / 'meta.json'} cannot be read ({error}): collect again") from error
+        found = row.get("schema_version") if isinstance(row, dict) else None
+        if found != SCHEMA_VERSION:
+            raise ArtefactError(
+                f"schema version {SCHEMA_VERSION} is needed, {folder} has {found}: collect again with this latpred"
+            )
+        known = {f.name for f in fields(Meta)}
+        try:
+            return cls(folder, Meta(**{name: value for name, value in row.items() if name in known}))
+        except TypeError as error:
+            raise ArtefactError(f"{folder / 'meta.json'} is incomplete ({error}): collect again") from error
+
+    @classmethod
+    def open_or_create(
+        cls, path: str | os.PathLike[str], meta: Meta, device_toml: str = "", rules_toml: str = ""
+    ) -> Dataset:
+        """Go on with a dataset, or start it.
+
+        Raises
+        ------
+        ArtefactError
+            Where the one that exists was measured on another processor, runtime, thread count or with other options.
+        """
+        if not (Path(path) / "meta.json").exists():
+            return cls.create(path, meta, device_toml, rules_toml)
+        dataset = cls.open(path)
+        if differences := dataset.meta.differences(meta):
+            raise ArtefactError(
+                f"{dataset.path} was measured under other conditions ({'; '.join(differences)}): "
+                "choose another --device name or --home, or remove it"
+            )
+        return dataset
+
+    @property
+    def measurements(self) -> Path:
+        """The file that holds the records."""
+        return self.path / "measurements.jsonl.gz"
+
+    def set_meta(self, meta: Meta) -> None:
+        """Replace the common metadata in one step: a reader sees the old or the new, never half of it."""
+        _write(self.path / "meta.json", json.dumps(asdict(meta), indent=2, sort_keys=True) + "\n")
+        self.meta = meta
+
+    def note_noise_floor(self, noise_floor: Mapping[str, float]) -> None:
+        """Store how far two measurements of the same thing differ."""
+        self.set_meta(replace(self.meta, noise_floor=dict(noise_floor)))
+
+    def append(self, record: Record) -> None:
+        """Write one record so that it survives a power cut: own gzip member, flushed to the disk.
+
+        A torn member that an earlier crash left at the end is cut off first, so that it hides nothing.
+        """
+        if self._sound_bytes is None:
+            for _ in self._members():
+                pass
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        packer = zlib.compressobj(9, zlib.DEFLATED, GZIP)
+        member = packer.compress(line) + packer.flush()
+        mode = "r+b" if self.measurements.exists() else "w+b"
+        with self.measurements.open(mode) as file:
+            file.seek(self._sound_bytes or 0)
+            file.write(member)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        self._sound_bytes = (self._sound_bytes or 0) + len(member)
+
+    def records(self) -> Iterator[Record]:
+        """Every whole record, oldest first; `kernels` stay packed (`unpack_kernel` opens one).
+
+        Raises
+        ------
+        ArtefactError
+            Where the file is damaged elsewhere than at its end.
+        """
+        for line in self._members():
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ArtefactError(f"{self.measurements} holds a line that is no JSON ({error}): remove it") from error
+            yield record
+
+    def kernels(self) -> list[KernelSample]:
+        """Measured kernels; within one record equal signatures are merged (mean, weights added up to a cap).
+
+        Records that the campaign marked as repeats or as disturbed are left out.
+        """
+        rows: list[KernelSample] = []
+        for index, record in enumerate(self.records()):
+            if record.get("role", "sample") != "sample":
+                continue
+            merged: dict[str, list[tuple[Kernel, float, float]]] = {}
+            for packed in record["kernels"]:
+                kernel = unpack_kernel(packed)
+                merged.setdefault(signature(kernel), []).append((kernel, packed["latency_s"], _weight(packed)))
+            for group, same in merged.items():
+                total = sum(weight for *_, weight in same)
+                latency_s = sum(latency * weight for _, latency, weight in same) / total
+                rows.append(KernelSample(same[0][0], latency_s, min(total, 2.0), group, index))
+        return rows
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._members())
+
+    def _members(self) -> Iterator[bytes]:
+        """Decompressed gzip members; a torn last one is dropped with a notice."""
+        data = self.measurements.read_bytes() if self.measurements.exists() else b""
+        start = 0
+        while start < len(data):
+            unpacker = zlib.decompressobj(GZIP)
+            try:
+                line = unpacker.decompress(memoryview(data)[start:])
+            except zlib.error as error:
+                raise ArtefactError(
+                    f"{self.measurements} is damaged at byte {start} ({error}): remove it and collect again"
+                ) from error
+            if not unpacker.eof:
+                notice = f"{self.measurements}: the last record was cut short and is left out"
+                if notice not in self.notices:
+                    self.notices.append(notice)
+                break
+            start = len(data) - len(unpacker.unused_data)
+            yield line
+        self._sound_bytes = start
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file atomically."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _weight(packed: Mapping[str, Any]) -> float:
+    """Reliability of one mean: 1 at a relative spread of nothing, 1/2 at 10 %, never below 0.05."""
+    spread = float(packed.get("spread", 0.0))
+    return max(0.05, 1.0 / (1.0 + 10.0 * spread))
+
+
+def signature(kernel: Kernel) -> str:
+    """What two launches must share to be the same kernel: everything but names and surroundings.
+
+    Examples
+    --------
+    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),))
+    >>> signature(relu)
+    'relu|Relu||float32:1x8>float32:1x8|'
+    """
+    attributes = ",".join(f"{name}={kernel.attributes[name]}" for name in sorted(kernel.attributes))
+    return "|".join(
+        (
+            kernel.kind,
+            kernel.op_type,
+            "+".join(kernel.epilogue),
+            f"{';'.join(map(_pack_spec, kernel.inputs))}>{';'.join(map(_pack_spec, kernel.outputs))}",
+            attributes,
+        )
+    )
+
+
+def _pack_spec(spec: Spec) -> str:
+    """A spec as ``float32:1x3x8x8``, with ``!`` behind a constant."""
+    return f"{spec.dtype}:{'x'.join(map(str, spec.shape))}{'!' if spec.constant else ''}"
+
+
+def _unpack_spec(text: str) -> Spec:
+    dtype, _, shape = text.partition(":")
+    constant = shape.endswith("!")
+    shape = shape.rstrip("!")
+    return Spec(tuple(map(int, shape.split("x"))) if shape else (), dtype, constant)
+
+
+def pack_kernel(kernel: Kernel) -> Record:
+    """A kernel as a compact JSON row: specs as text, defaults left out.
+
+    Examples
+    --------
+    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),))
+    >>> pack_kernel(relu)
+    {'kind': 'relu', 'op_type': 'Relu', 'name': 'a', 'inputs': ['float32:1x8'], 'outputs': ['float32:1x8']}
+    >>> unpack_kernel(pack_kernel(relu)) == relu
+    True
+    """
+    row: Record = {"kind": kernel.kind, "op_type": kernel.op_type, "name": kernel.name}
+    if kernel.domain:
+        row["domain"] = kernel.domain
+    if kernel.ops != (kernel.name,):
+        row["ops"] = list(kernel.ops)
+    row["inputs"] = [_pack_spec(spec) for spec in kernel.inputs]
+    row["outputs"] = [_pack_spec(spec) for spec in kernel.outputs]
+    if kernel.attributes:
+        row["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in kernel.attributes.items()}
+    if kernel.epilogue:
+        row["epilogue"] = list(kernel.epilogue)
+    if kernel.work != Work():
+        row["work"] = {name: value for name, value in asdict(kernel.work).items() if value}
+    if kernel.context != Context():
+        row["context"] = {name: value for name, value in asdict(kernel.context).items() if value}
+    if kernel.repeat != 1:
+        row["repeat"] = kernel.repeat
+    return row
+
+
+def unpack_kernel(row: Mapping[str, Any]) -> Kernel:
+    """The kernel that `pack_kernel` packed; further keys of the row are passed over."""
+    return Kernel(
+        kind=row["kind"],
+        op_type=row["op_type"],
+        domain=row.get("domain", ""),
+        name=row["name"],
+        ops=tuple(row.get("ops", (row["name"],))),
+        inputs=tuple(map(_unpack_spec, row["inputs"])),
+        outputs=tuple(map(_unpack_spec, row["outputs"])),
+        attributes={k: tuple(v) if isinstance(v, list) else v for k, v in row.get("attributes", {}).items()},
+        epilogue=tuple(row.get("epilogue", ())),
+        work=Work(**row.get("work", {})),
+        context=Context(**row.get("context", {})),
+        repeat=row.get("repeat", 1),
+    )
