@@ -1,14 +1,197 @@
-"""Graph -> kernels: rewrites the graph as the runtime's optimiser would, then names what is left."""
+"""Graph -> kernels: rewrites the graph as the runtime's optimiser would, then names what is left.
+
+`PASSES` is the optimiser's own order. A pass reads its rules from the book, rewrites the working graph in place,
+and leaves remarks on the ops that it took or, where that is of interest, left alone.
+"""
 
 from __future__ import annotations
 
-from latpred.graph import Graph
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from latpred.graph import Graph, Spec
 from latpred.kernels.fusion import RuleBook
-from latpred.kernels.kernel import Kernel
+from latpred.kernels.kernel import Context, Kernel, Work
+from latpred.kernels.kinds import kind_of
+from latpred.kernels.work import ABSENT, COUNTED, FREE, traffic_of, work_of
+from latpred.kernels.working import Node, Remark, WorkingGraph
 
-__all__ = ["detect"]
+__all__ = ["PASSES", "Detection", "detect"]
+
+Pass = Callable[[WorkingGraph, RuleBook], None]
+
+PASSES: tuple[tuple[str, Pass], ...] = ()
 
 
-def detect(graph: Graph, rules: RuleBook) -> tuple[Kernel, ...]:
-    """Kernels in launch order. (To be written.)"""
-    raise NotImplementedError
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What a graph is executed as. Each op is in one kernel, in `free`, or in a kernel named in `unsupported`."""
+
+    kernels: tuple[Kernel, ...]  # in launch order
+    free: Mapping[str, str]  # op name -> why it costs nothing
+    unsupported: tuple[str, ...]  # op types that no table counts; their kernels carry traffic only
+    remarks: Mapping[str, list[Remark]] = field(default_factory=dict)  # op name -> what the rules said
+    notices: tuple[str, ...] = ()  # what was assumed, for a person
+
+    @property
+    def work(self) -> Work:
+        """Work of one inference."""
+        total = Work()
+        for kernel in self.kernels:
+            for name in ("macs", "flops", "read_bytes", "write_bytes", "weight_bytes"):
+                total = replace(total, **{name: getattr(total, name) + kernel.repeat * getattr(kernel.work, name)})
+        return total
+
+
+def detect(graph: Graph, rules: RuleBook) -> Detection:
+    """The kernels that the runtime launches for a graph.
+
+    Parameters
+    ----------
+    graph
+        As `latpred.graph.read` gives it: every shape and dtype known.
+    rules
+        What the runtime fuses, reorders and drops.
+
+    Returns
+    -------
+    Detection
+        Kernels in launch order, ops that are free, and what the rules remarked.
+    """
+    launches, summary = _walk(graph, rules, scope="", repeat=1)
+    return replace(summary, kernels=_with_context(launches))
+
+
+@dataclass(slots=True)
+class _Launch:
+    kernel: Kernel
+    reads: tuple[str, ...]  # names of the tensors, made unique over bodies
+    writes: tuple[str, ...]
+
+
+def _walk(graph: Graph, rules: RuleBook, scope: str, repeat: int) -> tuple[list[_Launch], Detection]:
+    """Launches of a graph and of the bodies inside, and what is to be said about them."""
+    working = WorkingGraph.of(graph)
+    for _, rewrite in PASSES:
+        rewrite(working, rules)
+    launches: list[_Launch] = []
+    free = dict(working.free)
+    remarks = dict(working.remarks)
+    unsupported: dict[str, None] = {}
+    notices: list[str] = []
+    for node in working.in_order():
+        if node.op_type in FREE:
+            free.update(dict.fromkeys(node.ops, FREE[node.op_type]))
+            continue
+        launches.append(_launch(node, working, scope, repeat))
+        if node.op_type not in COUNTED:
+            unsupported[node.op_type] = None
+        for inner, said in _bodies(node, working, rules, scope, repeat, notices):
+            launches += inner
+            free.update(said.free)
+            remarks.update(said.remarks)
+            unsupported.update(dict.fromkeys(said.unsupported))
+            notices += said.notices
+    return launches, Detection((), free, tuple(unsupported), remarks, tuple(notices))
+
+
+def _bodies(
+    node: Node, working: WorkingGraph, rules: RuleBook, scope: str, repeat: int, notices: list[str]
+) -> Iterator[tuple[list[_Launch], Detection]]:
+    """What the bodies of a control-flow node launch: the costlier branch of an If, the rounds of a Loop or Scan."""
+    if node.source is None:
+        return
+    trips = node.source.repeat
+    if trips is None:
+        trips = 1
+        notices.append(f"{node.op_type} '{node.name}': the trip count is unknown, counted once")
+    found = [
+        _walk(
+            replace(body, tensors={**working.tensors, **body.tensors}),
+            rules,
+            f"{scope}{node.name}/{index}/",
+            repeat * trips,
+        )
+        for index, body in enumerate(node.source.bodies)
+    ]
+    if node.op_type == "If" and len(found) > 1:
+        costs = [_rough_cost(launches) for launches, _ in found]
+        taken = costs.index(max(costs))
+        notices.append(f"If '{node.name}': the costlier branch is counted (body {taken})")
+        for index, (launches, said) in enumerate(found):
+            if index != taken:
+                skipped = dict.fromkeys((op for launch in launches for op in launch.kernel.ops), "branch not taken")
+                yield [], replace(said, free={**said.free, **skipped}, unsupported=(), notices=())
+        found = [found[taken]]
+    yield from found
+
+
+def _rough_cost(launches: Iterable[_Launch]) -> int:
+    """FLOPs, with each byte worth ten of them and each launch ten thousand: enough to tell two branches apart."""
+    return sum(
+        (launch.kernel.work.flops + 10 * launch.kernel.work.traffic_bytes + 10_000) * launch.kernel.repeat
+        for launch in launches
+    )
+
+
+def _launch(node: Node, working: WorkingGraph, scope: str, repeat: int) -> _Launch:
+    inputs = tuple(_spec(working, name) for name in node.inputs)
+    outputs = tuple(_spec(working, name) for name in node.outputs if name)
+    counted = node.op_type in COUNTED
+    work = (
+        work_of(node.op_type, node.domain, inputs, outputs, node.attributes, node.epilogue)
+        if counted
+        else traffic_of(inputs, outputs)
+    )
+    kernel = Kernel(
+        kind=kind_of(node.op_type, node.domain, inputs, node.attributes),
+        op_type=node.op_type,
+        domain=node.domain,
+        name=node.name,
+        ops=node.ops,
+        inputs=inputs,
+        outputs=outputs,
+        attributes=node.attributes,
+        epilogue=node.epilogue,
+        work=work,
+        repeat=repeat,
+    )
+    return _Launch(
+        kernel,
+        tuple(f"{scope}{name}" for name in node.inputs),
+        tuple(f"{scope}{name}" for name in node.outputs if name),
+    )
+
+
+def _spec(working: WorkingGraph, name: str) -> Spec:
+    if not name:
+        return ABSENT
+    tensor = working.tensors.get(name)
+    if tensor is None:
+        return ABSENT
+    return Spec(tensor.shape, tensor.dtype, tensor.constant and name not in working.producers)
+
+
+def _with_context(launches: list[_Launch]) -> tuple[Kernel, ...]:
+    """Kernels with their place in the stream of traffic."""
+    written_at: dict[str, int] = {}  # tensor -> bytes that had moved once it was written
+    moved = 0
+    reuse_bytes: list[int] = []
+    for launch in launches:
+        kernel = launch.kernel
+        largest = max(
+            (
+                (spec.size_bytes, name)
+                for spec, name in zip(kernel.inputs, launch.reads, strict=True)
+                if not spec.constant
+            ),
+            default=(0, ""),
+        )[1]
+        reuse_bytes.append(moved - written_at.get(largest, 0))
+        moved += kernel.work.traffic_bytes * kernel.repeat
+        for name in launch.writes:
+            written_at[name] = moved
+    return tuple(
+        replace(launch.kernel, context=Context(reuse, moved, position))
+        for position, (launch, reuse) in enumerate(zip(launches, reuse_bytes, strict=True))
+    )
