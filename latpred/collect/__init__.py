@@ -1,0 +1,1 @@
+"""Measuring: the device, its fusion rules, and kernels inside composite graphs."""
