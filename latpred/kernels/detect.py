@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from latpred.graph import Graph, Spec
+from latpred.kernels import activations, normalization, products, rearrangement
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Context, Kernel, Work
 from latpred.kernels.kinds import kind_of
@@ -20,7 +21,31 @@ __all__ = ["PASSES", "Detection", "detect"]
 
 Pass = Callable[[WorkingGraph, RuleBook], None]
 
-PASSES: tuple[tuple[str, Pass], ...] = ()
+PASSES: tuple[tuple[str, Pass], ...] = (
+    ("level 1", activations.algebra),
+    ("level 1", activations.relu_clip),
+    ("level 1", products.gemm_sum),
+    ("level 1", products.gemm_transpose),
+    ("level 1", products.matmul_bn),
+    ("level 1", products.matmul_add),
+    ("level 1", rearrangement.reshape_fusion),
+    ("level 1", products.gemm_transpose),
+    ("level 2", products.gemm_activation),
+    ("level 2", activations.gelu),
+    ("level 2", normalization.layer_norm),
+    ("level 2", normalization.simplified_layer_norm),
+    ("level 2", rearrangement.gather_split),
+    ("level 2", products.matmul_transpose),
+    ("level 2", activations.bias_gelu),
+    ("level 2", products.matmul_add_in_attention),
+    ("level 2", normalization.skip_layer_norm),
+    ("level 2", normalization.bias_skip_layer_norm),
+    ("level 2", activations.fast_gelu),
+    ("level 2", activations.bias_gelu),
+    ("level 2", activations.quick_gelu),
+    ("level 2", products.matmul_scale),
+    ("level 2", products.matmul_transpose),
+)
 
 
 @dataclass(frozen=True, slots=True)

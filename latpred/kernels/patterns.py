@@ -2,7 +2,7 @@
 
 A pattern is one line an op, the last line being the one that is replaced::
 
-    d = Div(x, 1.4142)          a number: a one-element constant of that value, within 1e-4 relative
+    d = Div(x, 1.4142)          a number: a one-element constant of that value, within 1e-5 relative
     e = Erf(d)
     a = Add(e, 1)               Add and Mul match in either order of their inputs
     m = Mul(x, a)               the same name twice: the same tensor
@@ -11,7 +11,9 @@ A pattern is one line an op, the last line being the one that is replaced::
 Further forms of an argument: ``$alpha`` is a one-element constant of any value, ``Bias`` (a capital letter) any
 constant, ``*`` stands for whatever inputs follow. Attributes come behind a semicolon: ``Softmax(x; axis=-1)``.
 What replaces the ops reads the same: ``com.microsoft.QuickGelu(x; alpha=$alpha)``; attributes may name captured
-values, a domain stands before the op. Values between the ops must be used nowhere else.
+values (1 where the spelling has none), a domain stands before the op. Values between the ops must be used
+nowhere else. A rule with several spellings has them separated by a line ``or``; its parameters may limit the element
+types (``dtypes``) or say that the result must not be an output of the graph (``graph_output = false``).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from latpred.kernels.working import Node, WorkingGraph
 __all__ = ["Call", "Match", "Pattern", "apply_patterns", "matches", "parse_call", "parse_pattern"]
 
 COMMUTATIVE = frozenset({"Add", "Mul"})
-RELATIVE_TOLERANCE = 1e-4
+RELATIVE_TOLERANCE = 1e-5
 
 _CALL = re.compile(r"^(?:(?P<domain>[\w.]+)\.)?(?P<op>\w+)\((?P<body>.*)\)$")
 _NAME = re.compile(r"^\$?[A-Za-z_]\w*$")
@@ -229,7 +231,7 @@ def rewrite(graph: WorkingGraph, pattern: Pattern, match: Match, becomes: Call) 
     """Put what the rule names in the place of the matched ops."""
     root = match.nodes[pattern.root]
     attributes: dict[str, AttributeValue] = {
-        key: match.numbers[value] if isinstance(value, str) and value.startswith("$") else value
+        key: match.numbers.get(value, 1.0) if isinstance(value, str) and value.startswith("$") else value
         for key, value in becomes.attributes
     }
     inputs = [match.tensors[str(argument)] for argument in becomes.arguments]
@@ -238,11 +240,7 @@ def rewrite(graph: WorkingGraph, pattern: Pattern, match: Match, becomes: Call) 
 
 
 def apply_patterns(graph: WorkingGraph, rules: RuleBook, names: Sequence[str]) -> None:
-    """Apply pattern rules in turn, each to the whole graph; rules that do not hold are passed over.
-
-    A rule with several spellings has them separated by a line ``or``; a rule may say in its parameter
-    ``dtypes`` which element types it is for.
-    """
+    """Apply pattern rules in turn, each to the whole graph; rules that do not hold are passed over."""
     for name in names:
         rule = rules.rule(name)
         if not rule.holds:
@@ -258,6 +256,9 @@ def apply_patterns(graph: WorkingGraph, rules: RuleBook, names: Sequence[str]) -
                 dtype = graph.tensors[root.outputs[0]].dtype
                 if isinstance(dtypes, tuple) and dtypes and dtype not in dtypes:
                     graph.remark(root.ops, name, False, f"the runtime does not do it for {dtype}")
+                    continue
+                if rule.parameters.get("graph_output") is False and root.outputs[0] in graph.outputs:
+                    graph.remark(root.ops, name, False, "the result is an output of the graph")
                     continue
                 new = rewrite(graph, pattern, match, becomes)
                 graph.remark(new.ops, name, True, f"becomes {new.op_type}")
