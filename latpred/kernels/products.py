@@ -55,9 +55,6 @@ def _matmul_add(graph: WorkingGraph, rules: RuleBook, keep_attention: bool) -> N
             graph.remark(matmul.ops, rule, False, f"the second matrix has rank {len(b)}, not 2")
             continue
         reshape = len(a) != 2
-        if reshape and _projects_attention(graph, matmul):
-            graph.remark(matmul.ops, rule, False, "it projects the result of an attention block")
-            continue
         if reshape and keep_attention and _opens_attention(graph, matmul, add, kept):
             continue
         bias = add.inputs[1 if add.inputs[0] == matmul.outputs[0] else 0]
@@ -99,18 +96,6 @@ def add_reshape(graph: WorkingGraph, name: str, source: str, target: str, rank: 
     shape = np.array(graph.shape(target), np.int64)
     constant = graph.tensor("shape", (len(shape),), "int64", True, shape)
     return graph.add(Node("Reshape", "", name, [source, constant], [target], {}, (), rank=rank))
-
-
-def _projects_attention(graph: WorkingGraph, matmul: Node) -> bool:
-    """Whether the left matrix is Softmax -> MatMul -> Transpose -> Reshape, or a fused attention."""
-    node = graph.producers.get(matmul.inputs[0])
-    if node is None or node.op_type in ("Attention", "MultiHeadAttention"):
-        return node is not None
-    for op_type in ("Reshape", "Transpose", "MatMul"):
-        if node is None or node.op_type != op_type:
-            return False
-        node = graph.producers.get(node.inputs[0])
-    return node is not None and node.op_type == "Softmax"
 
 
 def _opens_attention(graph: WorkingGraph, matmul: Node, add: Node, kept: set[int]) -> bool:
