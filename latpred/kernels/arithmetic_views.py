@@ -172,7 +172,9 @@ def einsum_product(kernel: Kernel) -> tuple[float, ...]:
         len(term) != len(spec.shape) for term, spec in zip(names, kernel.inputs, strict=False)
     ):
         return (nan,) * len(PRODUCT)
-    sizes = {c: d for term, spec in zip(names, kernel.inputs, strict=False) for c, d in zip(term, spec.shape, strict=True)}
+    sizes: dict[str, int] = {}
+    for term, spec in zip(names, kernel.inputs, strict=False):
+        sizes.update(zip(term, spec.shape, strict=True))
     left, right = names
     shared = [c for c in left if c in right and c in result]
     summed = [c for c in left if c in right and c not in result]

@@ -6,6 +6,7 @@ A view is one function: kernel -> as many numbers as it has columns; NaN where a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import nan, prod
 
 from latpred.graph import Spec
@@ -138,7 +139,7 @@ def merged_transpose(shape: Shape, perm: Shape) -> tuple[tuple[int, ...], tuple[
     order = [axis for axis in perm if shape[axis] != 1]
     groups: list[list[int]] = []
     real = [axis for axis in range(len(shape)) if shape[axis] != 1]
-    following = dict(zip(real, real[1:], strict=False))
+    following = dict(pairwise(real))
     for axis in order:
         if groups and following.get(groups[-1][-1]) == axis:
             groups[-1].append(axis)

@@ -101,7 +101,7 @@ def roofline_s(kernel: Kernel, device: Device) -> float:
     >>> levels = Level("L2", 2**20, 100e9), Level("L3", 2**24, 50e9), Level("DRAM", 2**34, 10e9)
     >>> device = Device("toy", "toy", 1, 1, 1e9, {"float32": 100e9}, levels, 1e-6, {"float32": 8})
     >>> kernel = Kernel("gemm", "Gemm", "", "g", (), (), (), work=Work(macs=10**8, flops=2 * 10**8, read_bytes=10**5))
-    >>> roofline_s(kernel, device) * 1e6  # 2e8 / 100e9 s, and 1 us of dispatch
+    >>> round(roofline_s(kernel, device) * 1e6, 6)  # 2e8 / 100e9 s, and 1 us of dispatch
     2001.0
     """
     return float(roofline_terms([kernel], device).total_s[0])
