@@ -1,0 +1,343 @@
+"""The command line: parses, calls, prints. Exit codes: 0 fine, 2 wrong usage or input, 1 anything else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latpred.errors import InputError, LatpredError
+
+if TYPE_CHECKING:
+    from latpred.device import Device
+    from latpred.predictor import Prediction
+
+__all__ = ["main"]
+
+BUDGET_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_dim(text: str) -> tuple[str, int]:
+    """``batch=4`` -> ``("batch", 4)``."""
+    name, separator, value = text.rpartition("=")
+    if not separator or not name or not value.isdigit() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"expected NAME=POSITIVE_INTEGER, got {text!r}")
+    return name, int(value)
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """``input=1,3,224,224`` -> ``("input", (1, 3, 224, 224))``."""
+    name, separator, value = text.rpartition("=")
+    parts = value.split(",") if value else []
+    if not separator or not name or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected INPUT=1,3,224,224 with positive integers, got {text!r}")
+    return name, tuple(int(part) for part in parts)
+
+
+def parse_budget(text: str) -> float:
+    """``15m`` -> 900.0 seconds; units s, m, h."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 15m or 1h, got {text!r}")
+    return float(match[1]) * BUDGET_UNITS_S[match[2]]
+
+
+def parse_positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def parse_interval(text: str) -> float:
+    """A share between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1 such as 0.9, got {text!r}")
+    return value
+
+
+def model_files(names: Sequence[str]) -> list[Path]:
+    """The files named, and every .onnx file below the folders named, sorted."""
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(path.rglob("*.onnx"))
+            if not found:
+                raise InputError(f"expected a folder with .onnx files, {name} has none; name a file or another folder")
+            files += found
+        else:
+            files.append(path)
+    return files
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    print(f"latpred: {' '.join(text.split())}", file=sys.stderr)
+
+
+def exit_code(error: LatpredError) -> int:
+    """2 where the caller can mend it, else 1."""
+    return 2 if isinstance(error, InputError) else 1
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """``latpred predict``."""
+    from latpred import predictor
+
+    files = model_files(args.models)
+    serving = predictor.load(args.device, threads=args.threads, home=args.home)
+    answers: list[Prediction] = []
+    worst = 0
+    for path in files:
+        try:
+            answers.append(
+                serving.predict(
+                    path,
+                    dims=dict(args.dim),
+                    shapes=dict(args.shape),
+                    interval=args.interval,
+                    strict=args.strict,
+                )
+            )
+        except LatpredError as error:
+            complain(str(error) if len(files) == 1 else f"{path}: {error}")
+            worst = max(worst, exit_code(error))
+            continue
+        if not args.json and not args.csv:
+            from latpred.report import tables
+
+            print(("\n" if len(answers) > 1 else "") + tables.prediction_table(answers[-1], args.top))
+    if args.json:
+        print(json.dumps([answer.to_dict() for answer in answers], indent=1))
+    elif args.csv and answers:
+        from latpred.predictor import to_csv
+
+        print(to_csv(answers), end="")
+    return worst
+
+
+def run_kernels(args: argparse.Namespace) -> int:
+    """``latpred kernels``."""
+    from latpred import graph, home
+    from latpred.kernels.detect import detect
+    from latpred.report import tables
+
+    rules = home.rules_for(args.device, threads=args.threads, home=args.home)
+    described, worst = [], 0
+    files = model_files(args.models)
+    for path in files:
+        try:
+            network = graph.read(path, dims=dict(args.dim), shapes=dict(args.shape))
+        except LatpredError as error:
+            complain(str(error) if len(files) == 1 else f"{path}: {error}")
+            worst = max(worst, exit_code(error))
+            continue
+        detection = detect(network, rules)
+        if args.explain is not None:
+            text = tables.remarks_table(detection, args.explain)
+            if not text:
+                raise InputError(
+                    f"expected the name of a node of {path}, got {args.explain!r}; "
+                    "`latpred kernels --json` lists every kernel with its nodes"
+                )
+            print(text)
+        elif args.json:
+            described.append(
+                {
+                    "model": str(path),
+                    "kernels": [{**kernel.to_dict(), "label": kernel.label} for kernel in detection.kernels],
+                    "free": dict(detection.free),
+                    "unsupported": list(detection.unsupported),
+                    "notices": list(network.notices),
+                }
+            )
+        else:
+            if len(files) > 1:
+                print(path)
+            print(tables.kernels_table(detection.kernels, detection.free, detection.unsupported))
+            for notice in network.notices:
+                print(f"notice: {notice}")
+    if args.json:
+        print(json.dumps(described, indent=1))
+    return worst
+
+
+def run_device(args: argparse.Namespace) -> int:
+    """``latpred device``."""
+    from latpred import device as devices
+    from latpred import home
+    from latpred.report import tables
+
+    if args.name is None:
+        print("\n".join(["local", *devices.presets()]))
+        return 0
+    theoretical = None
+    if args.name == "local":
+        from latpred.collect import processor, roofline
+
+        threads = args.threads or 1
+        found = None if args.measure else home.measured_device("local", threads=threads, home=args.home)
+        if found is None:
+            complain(f"measuring this machine with {threads} thread(s)")
+            found = roofline.measure_device("local", threads=threads)
+            home.save_device(found, home=args.home)
+        theoretical = processor.theoretical_flops(processor.identify(), threads)
+    else:
+        found = home.device(args.name, threads=args.threads, home=args.home)
+    print_device(found, args.json, tables.device_table(found, theoretical))
+    return 0
+
+
+def print_device(device: Device, as_json: bool, text: str) -> None:
+    """A device as JSON or as its table."""
+    print(json.dumps(device.to_dict(), indent=1) if as_json else text)
+
+
+def run_probe(args: argparse.Namespace) -> int:
+    """``latpred probe``."""
+    from latpred import home
+    from latpred.collect.probe import probe
+
+    book = probe(threads=args.threads or 1, provider=args.provider)
+    target = Path(args.out) if args.out else home.save_rules(book, args.device, args.threads or 1, home=args.home)
+    if args.out:
+        target.write_text(book.dumps(), encoding="utf-8")
+    for rule in book.rules.values():
+        print(f"{'holds ' if rule.holds else 'absent'}  {rule.name}: {rule.observed}")
+    print(f"written to {target}")
+    return 0
+
+
+def run_collect(args: argparse.Namespace) -> int:
+    """``latpred collect``."""
+    from latpred.report.progress import collecting
+
+    return collecting(args, complain)
+
+
+def run_fit(args: argparse.Namespace) -> int:
+    """``latpred fit``."""
+    from latpred import home
+    from latpred.fit import fit
+    from latpred.report import tables
+
+    folders = home.folders(args.device, threads=args.threads or 1, home=args.home)
+    report = fit(folders.dataset, folders.model, jobs=args.jobs)
+    print(tables.fit_table(report))
+    print(f"written to {folders.model}")
+    return 0
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that reads models."""
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="an .onnx file, or a folder that holds some")
+    parser.add_argument(
+        "--dim", type=parse_dim, action="append", default=[], metavar="NAME=N", help="bind a symbolic dimension"
+    )
+    parser.add_argument(
+        "--shape", type=parse_shape, action="append", default=[], metavar="INPUT=1,3,224,224", help="shape of an input"
+    )
+    parser.add_argument("--json", action="store_true", help="print an array of objects, one a model")
+
+
+def add_place_options(parser: argparse.ArgumentParser, device: str) -> None:
+    """Options that say whose measurements, and where they lie."""
+    parser.add_argument("--device", default="local", help=device)
+    parser.add_argument("--threads", type=parse_positive, help="threads of the runtime")
+    parser.add_argument("--home", type=Path, help="folder of your own datasets/ and models/ (or LATPRED_HOME)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="latpred", description="How long a neural network takes on a device.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="predict the latency of ONNX models")
+    add_model_options(predict)
+    add_place_options(predict, "local (default), a preset of `latpred device`, or a .toml file")
+    predict.add_argument("--top", type=int, default=15, metavar="N", help="slowest kernels to print (default 15)")
+    predict.add_argument("--interval", type=parse_interval, default=0.9, metavar="SHARE", help="default 0.9")
+    predict.add_argument("--strict", action="store_true", help="an error where a kernel has no regressor")
+    predict.add_argument("--csv", action="store_true", help="print one row a kernel")
+    predict.set_defaults(run=run_predict)
+
+    kernels = commands.add_parser("kernels", help="print the kernels that the runtime would execute")
+    add_model_options(kernels)
+    add_place_options(kernels, "whose fusion rules to apply (default: local)")
+    kernels.add_argument("--explain", metavar="NODE", help="what became of one node, and what each rule said of it")
+    kernels.set_defaults(run=run_kernels)
+
+    device = commands.add_parser("device", help="print the roofline of a device, or the names of those known")
+    device.add_argument("name", nargs="?", help="local, a preset, or a .toml file")
+    device.add_argument("--threads", type=parse_positive, help="threads of the runtime")
+    device.add_argument("--home", type=Path, help="folder of your own datasets/ and models/ (or LATPRED_HOME)")
+    device.add_argument("--measure", action="store_true", help="measure again")
+    device.add_argument("--json", action="store_true", help="print an object")
+    device.set_defaults(run=run_device)
+
+    probe = commands.add_parser("probe", help="find out what the installed runtime fuses")
+    add_place_options(probe, "local")
+    probe.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of the runtime")
+    probe.add_argument("--out", metavar="FILE", help="write the rules here")
+    probe.set_defaults(run=run_probe)
+
+    collect = commands.add_parser("collect", help="measure this machine, then fit a predictor of it")
+    add_place_options(collect, "local")
+    collect.add_argument("--budget", type=parse_budget, default=900.0, metavar="15m", help="default 15m")
+    collect.add_argument("--kinds", nargs="+", metavar="KIND", help="only kernels of these kinds")
+    collect.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of the runtime")
+    collect.add_argument("--dry-run", action="store_true", help="print what would be measured")
+    collect.add_argument("--fresh", action="store_true", help="start a new dataset (default: go on with the old one)")
+    collect.add_argument("--seed", type=int, default=0, help="of the sampled configurations")
+    collect.set_defaults(run=run_collect)
+
+    fit = commands.add_parser("fit", help="fit the regressors again")
+    add_place_options(fit, "local")
+    fit.add_argument("--jobs", type=int, default=-1, help="processes (default: one a core)")
+    fit.set_defaults(run=run_fit)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; every error is one line on standard error."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"latpred {version('latpred')}")
+        return 0
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    command: Callable[[argparse.Namespace], int] = args.run
+    try:
+        code = command(args)
+        sys.stdout.flush()
+        return code
+    except LatpredError as error:
+        complain(str(error))
+        return exit_code(error)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 1
+    except BrokenPipeError:
+        # The reader of the output went away (`| head`): no error of ours; keep the interpreter from flushing into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("LATPRED_DEBUG"):
+            raise
+        complain(f"unexpected {type(error).__name__}: {error}; set LATPRED_DEBUG=1 for the traceback, and please report")
+        return 1
