@@ -1,79 +1,34 @@
 """ONNX bytes -> a plain graph in which every tensor has a concrete shape and dtype.
 
-Weights are never needed: they are dropped before shape inference, external data is not opened.
+Weights are never needed: they are skipped while the file is read, external data is not opened.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx
 
-from latpred.errors import ModelError
+from latpred.binding import bind_inputs
+from latpred.bodies import CONTROL_FLOW
+from latpred.bounds import UPPER_BOUNDS
+from latpred.constants import Array, evaluate, filled, fold
+from latpred.errors import ModelError, ShapeError
+from latpred.loading import load
+from latpred.nodes import attribute_value, constant_of, copied, in_order, rename
+from latpred.shapes import NodeInference, Signature, domain_of, whole_graph_signatures
+from latpred.tensors import DTYPE_NAMES, AttributeValue, Spec, Tensor, computed_tensor, stored_tensor
 
-__all__ = ["AttributeValue", "Graph", "Op", "Spec", "Tensor", "read"]
+__all__ = ["AttributeValue", "Graph", "Op", "Spec", "Tensor", "read", "walk"]
 
-AttributeValue = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
-
-ITEM_BYTES = {
-    "float32": 4,
-    "float64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "int16": 2,
-    "uint16": 2,
-    "int32": 4,
-    "uint32": 4,
-    "int64": 8,
-    "uint64": 8,
-    "bool": 1,
-    "string": 16,
-    "complex64": 8,
-    "complex128": 16,
-    "int4": 0.5,
-    "uint4": 0.5,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """Shape and dtype of one operand; `constant` where it is known before the first inference."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    constant: bool = False
-
-    @property
-    def elements(self) -> int:
-        """Number of elements (1 for a scalar)."""
-        return prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        """Size in bytes, without padding."""
-        return int(self.elements * ITEM_BYTES.get(self.dtype, 4))
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A named value of a graph. `value` is there only for small constants (shapes, scalars, axes)."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    constant: bool = False
-    value: np.ndarray | None = field(default=None, compare=False)
-
-    @property
-    def spec(self) -> Spec:
-        """The tensor without its name."""
-        return Spec(self.shape, self.dtype, self.constant)
+RANDOM_OPS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+NAMED_LIMIT = 3  # ops that an error spells out
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,114 +57,51 @@ class Graph:
     opsets: Mapping[str, int]
     notices: tuple[str, ...] = ()
 
-VALUE_LIMIT = 4096  # elements; larger constants are shapes only
-
 
 def read(
     source: str | os.PathLike[str] | bytes | onnx.ModelProto,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Graph:
-    """First working version: static shapes, whole-graph inference, constant propagation."""
-    from onnx import numpy_helper, shape_inference
+    """Read a model; every tensor of the graph has a concrete shape and dtype.
 
-    if isinstance(source, onnx.ModelProto):
-        model = source
-    elif isinstance(source, bytes):
-        model = onnx.load_from_string(source)
-    else:
-        model = onnx.load(os.fspath(source), load_external_data=False)
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    dims = dims or {}
-    shapes = shapes or {}
-    for value in bare.graph.input:
-        tt = value.type.tensor_type
-        for i, d in enumerate(tt.shape.dim):
-            if value.name in shapes:
-                d.Clear()
-                d.dim_value = shapes[value.name][i]
-            elif not d.HasField("dim_value"):
-                n = dims.get(d.dim_param, 1)
-                d.Clear()
-                d.dim_value = n
-    inferred = shape_inference.infer_shapes(bare, data_prop=True)
-    tensors: dict[str, Tensor] = {}
+    Parameters
+    ----------
+    source : path, bytes or ModelProto
+        A ModelProto is not changed.
+    dims : mapping of str to int
+        Sizes of symbolic dims, by name.
+    shapes : mapping of str to sequence of int
+        Shapes of inputs, by name; they go before what the model says.
 
-    def dtype_name(code: int) -> str:
-        return str(onnx.TensorProto.DataType.Name(code)).lower().replace("float", "float32") if code == 1 else {
-            11: "float64"
-        }.get(code, str(onnx.TensorProto.DataType.Name(code)).lower())
+    Raises
+    ------
+    ModelError
+        Where the source is no ONNX model, or a broken one.
+    DimensionError
+        Where a dim of an input stays open, is bound twice, or a name is not in the model.
+    ShapeError
+        Where a tensor's shape stays unknown after inference and constant propagation.
 
-    for value in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]:
-        tt = value.type.tensor_type
-        if tt.HasField("shape") and all(d.HasField("dim_value") for d in tt.shape.dim):
-            tensors[value.name] = Tensor(
-                value.name, tuple(d.dim_value for d in tt.shape.dim), dtype_name(tt.elem_type)
-            )
-    for init in model.graph.initializer:
-        known = init.data_location != onnx.TensorProto.EXTERNAL and prod(init.dims) <= VALUE_LIMIT
-        tensors[init.name] = Tensor(
-            init.name,
-            tuple(init.dims),
-            dtype_name(init.data_type),
-            True,
-            numpy_helper.to_array(init) if known else None,
-        )
-    opsets = {o.domain: o.version for o in model.opset_import}
-    ops = []
-    from onnx.reference import ReferenceEvaluator
-
-    for node in model.graph.node:
-        attrs: dict[str, AttributeValue] = {}
-        for a in node.attribute:
-            v = onnx.helper.get_attribute_value(a)
-            if isinstance(v, bytes):
-                attrs[a.name] = v.decode()
-            elif isinstance(v, int | float):
-                attrs[a.name] = v
-            elif isinstance(v, onnx.TensorProto):
-                tensors[node.output[0]] = Tensor(
-                    node.output[0], tuple(v.dims), dtype_name(v.data_type), True, numpy_helper.to_array(v)
-                )
-            elif isinstance(v, Sequence) or hasattr(v, "__iter__"):
-                attrs[a.name] = tuple(x.decode() if isinstance(x, bytes) else x for x in v)
-        op = Op(node.name or f"{node.op_type}_{len(ops)}", node.op_type, node.domain.replace("ai.onnx", ""),
-                tuple(node.input), tuple(node.output), attrs)
-        ops.append(op)
-        if node.op_type == "Constant":
-            continue
-        if node.op_type == "Shape" and node.input[0] in tensors:
-            shape = tensors[node.input[0]].shape[attrs.get("start", 0):attrs.get("end", None)]
-            tensors[node.output[0]] = Tensor(node.output[0], (len(shape),), "int64", True, np.array(shape, np.int64))
-            continue
-        ins = [tensors.get(i) for i in node.input if i]
-        if ins and all(t is not None and t.constant for t in ins):
-            values = [t.value for t in ins]  # type: ignore[union-attr]
-            if all(v is not None for v in values):
-                try:
-                    outs = ReferenceEvaluator(
-                        onnx.helper.make_model(
-                            onnx.helper.make_graph(
-                                [node], "g",
-                                [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-                                 for n, v in {n: v for n, v in zip([i for i in node.input if i], values, strict=True)}.items()],
-                                [onnx.helper.make_empty_tensor_value_info(o) for o in node.output]),
-                            opset_imports=model.opset_import)
-                    ).run(None, dict(zip([i for i in node.input if i], values, strict=True)))
-                    for name, v in zip(node.output, outs, strict=True):
-                        v = np.asarray(v)
-                        tensors[name] = Tensor(name, v.shape, str(v.dtype), True, v if v.size <= VALUE_LIMIT else None)
-                    continue
-                except Exception as error:
-                    raise ModelError(f"cannot fold {node.op_type} {node.name}: {error}") from error
-            for o in node.output:
-                if o in tensors:
-                    t = tensors[o]
-                    tensors[o] = Tensor(o, t.shape, t.dtype, True)
-    return Graph(model.graph.name, tuple(ops), tensors, tuple(i.name for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}),
-                 tuple(o.name for o in model.graph.output), opsets)
+    Examples
+    --------
+    >>> x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 8])
+    >>> y = onnx.helper.make_empty_tensor_value_info("y")
+    >>> node = onnx.helper.make_node("Transpose", ["x"], ["y"])
+    >>> model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]))
+    >>> read(model, dims={"batch": 4}).tensors["y"].shape
+    (8, 4)
+    """
+    model = load(source)
+    if model.functions:
+        model = _with_functions_inlined(model)
+    graph = model.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    stored.update(sparse.values.name for sparse in graph.sparse_initializer)
+    # before IR version 4 an initializer had to be listed as an input too
+    inputs = [value for value in graph.input if value.name not in stored]
+    notices = bind_inputs(inputs, dims, shapes)
+    return _Reader(model, notices).graph(inputs)
 
 
 def walk(graph: Graph) -> Iterator[Op]:
@@ -218,3 +110,280 @@ def walk(graph: Graph) -> Iterator[Op]:
         yield op
         for body in op.bodies:
             yield from walk(body)
+
+
+def _with_functions_inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"the model's local functions cannot be inlined ({error}): export it without them") from error
+
+
+class _Scope:
+    """Tensors that ops of one graph touch; names of the graphs around it are found and kept too."""
+
+    def __init__(self, outer: _Scope | None = None) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.ops: list[Op] = []
+        self.outer = outer
+
+    def find(self, name: str) -> Tensor | None:
+        tensor = self.tensors.get(name)
+        if tensor is None and self.outer is not None:
+            tensor = self.outer.find(name)
+            if tensor is not None:
+                self.tensors[name] = tensor
+        return tensor
+
+
+class _Reader:
+    """One pass over a model: folds what is constant, infers the rest, notes what stays unknown."""
+
+    def __init__(self, model: onnx.ModelProto, notices: Sequence[str]) -> None:
+        self.model = model
+        self.notices = dict.fromkeys(notices)
+        self.inference = NodeInference(model.opset_import, model.ir_version)
+        self.opsets = {domain_of(entry.domain): entry.version for entry in model.opset_import}
+        self.opset = self.opsets.get("", 1)
+        self.inferred: Mapping[str, Signature] = {}
+        self.names: dict[str, int] = {}
+        self.unknown: list[str] = []
+        self.blocked: set[str] = set()  # names of unknown shape, so that only the first of a chain is blamed
+
+    def graph(self, inputs: Sequence[onnx.ValueInfoProto]) -> Graph:
+        """The whole model, concrete in every tensor."""
+        proto = self.model.graph
+        input_names = tuple(value.name for value in inputs)
+        output_names = tuple(value.name for value in proto.output)
+        scope = _Scope()
+        for value in inputs:
+            scope.tensors[value.name] = _input_tensor(value)
+        self._store(scope, proto)
+        nodes = in_order(proto.node, scope.tensors.__contains__)
+        self._strip_for_inference(inputs, nodes)
+        self.inferred = whole_graph_signatures(self.model)
+        self._visit_all(scope, nodes)
+        if self.unknown:
+            raise ShapeError(_unknown_text(self.unknown))
+        for name in output_names:
+            if name not in scope.tensors:
+                raise ModelError(f"nothing produces the graph's output {name!r}: export the model again")
+        return Graph(
+            proto.name, tuple(scope.ops), scope.tensors, input_names, output_names, self.opsets, tuple(self.notices)
+        )
+
+    def _strip_for_inference(
+        self, inputs: Sequence[onnx.ValueInfoProto], nodes: Sequence[onnx.NodeProto]
+    ) -> None:
+        """Leave what inference needs; what the file says of shapes may be stale."""
+        proto = self.model.graph
+        if len(inputs) != len(proto.input):
+            kept = [copied(value) for value in inputs]
+            del proto.input[:]
+            proto.input.extend(kept)
+        if nodes is not proto.node:
+            ordered = [copied(node) for node in nodes]
+            del proto.node[:]
+            proto.node.extend(ordered)
+        del proto.value_info[:]
+        del proto.output[:]
+        self.model.ir_version = max(self.model.ir_version, 4)
+
+    def _store(self, scope: _Scope, proto: onnx.GraphProto) -> None:
+        for stored in proto.initializer:
+            scope.tensors[stored.name] = stored_tensor(stored.name, stored)
+            if stored.data_location == onnx.TensorProto.EXTERNAL:
+                stored.ClearField("data_location")
+        for sparse in proto.sparse_initializer:
+            dense = stored_tensor(sparse.values.name, sparse.values)
+            scope.tensors[dense.name] = Tensor(dense.name, tuple(sparse.dims), dense.dtype, True)
+
+    def _is_known_in(self, scope: _Scope) -> Callable[[str], bool]:
+        return lambda name: name in self.blocked or scope.find(name) is not None
+
+    def _visit_all(self, scope: _Scope, nodes: Sequence[onnx.NodeProto]) -> None:
+        for node in nodes:
+            self._visit(scope, node)
+
+    def _visit(self, scope: _Scope, node: onnx.NodeProto) -> None:
+        op_type, domain = node.op_type, domain_of(node.domain)
+        names, output_names = tuple(node.input), tuple(node.output)
+        attributes: dict[str, AttributeValue] = {}
+        graphs: dict[str, onnx.GraphProto] = {}
+        literal: onnx.TensorProto | None = None
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                graphs[attribute.name] = attribute.g
+                continue
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                literal = attribute.t
+            value = attribute_value(attribute)
+            if value is not None:
+                attributes[attribute.name] = value
+        inputs: list[Tensor | None] = []
+        for name in names:
+            tensor = scope.find(name) if name else None
+            if name and tensor is None and name not in self.blocked:
+                raise ModelError(
+                    f"{op_type} {node.name!r} reads {name!r}, which nothing produces: export the model again"
+                )
+            inputs.append(tensor)
+        if any(name in self.blocked for name in names):
+            self.blocked.update(output_names)
+            return
+        if op_type == "If" and graphs and inputs[0] is not None and inputs[0].value is not None:
+            taken = bool(inputs[0].value.reshape(-1)[0])
+            self._inline(scope, graphs["then_branch" if taken else "else_branch"], output_names)
+            return
+        op_name = self._unique(node.name or f"{op_type}_{len(self.names)}")
+        if graphs and op_type in CONTROL_FLOW:
+            self._visit_control_flow(scope, op_name, op_type, (names, output_names), inputs, attributes, graphs)
+            return
+        for tensor in self._results(node, domain, inputs, attributes, literal, op_name):
+            if tensor.name:
+                scope.tensors[tensor.name] = tensor
+        scope.ops.append(Op(op_name, op_type, domain, names, output_names, attributes))
+
+    def _results(
+        self,
+        node: onnx.NodeProto,
+        domain: str,
+        inputs: Sequence[Tensor | None],
+        attributes: Mapping[str, AttributeValue],
+        literal: onnx.TensorProto | None,
+        op_name: str,
+    ) -> list[Tensor]:
+        """The outputs of a node that has no bodies; unknown ones are noted and left out."""
+        op_type = node.op_type
+        outputs = node.output
+        if not domain:
+            if op_type == "Constant":
+                return [constant_of(node)]
+            data = inputs[0] if inputs else None
+            if op_type == "Shape" and data is not None and data.dtype != "sequence":
+                start, end = cast("tuple[int, int | None]", (attributes.get("start", 0), attributes.get("end")))
+                dims = data.shape[start:end]
+                return [computed_tensor(outputs[0], np.array(dims, np.int64))]
+            if op_type == "Size" and data is not None and data.dtype != "sequence":
+                return [computed_tensor(outputs[0], np.array(data.spec.elements, np.int64))]
+        constant = bool(inputs) and op_type not in RANDOM_OPS and all(t is None or t.constant for t in inputs)
+        values: list[Array] | None = None
+        foldable = constant and not domain and all(t is None or t.value is not None for t in inputs)
+        if foldable:
+            arrays = [None if t is None else t.value for t in inputs]
+            if op_type == "ConstantOfShape":
+                values = filled(arrays[0], literal)
+            else:
+                values = fold(op_type, arrays, attributes, self.opset, len(outputs))
+            if values is not None:
+                return [computed_tensor(name, value) for name, value in zip(outputs, values, strict=False)]
+        found: list[Signature | None] = [self.inferred.get(name) for name in outputs]
+        if not all(signature or not name for signature, name in zip(found, outputs, strict=True)):
+            inferred = self.inference.signatures(node, domain, inputs, attributes)
+            found = [new or old for old, new in zip(found, inferred, strict=True)]
+        if foldable and any(s is None or (s[1] in ("int64", "bool") and len(s[0]) < 2) for s in found):
+            values = evaluate(node, [t.value if t else None for t in inputs], self.model.opset_import)
+            if values is not None:
+                return [computed_tensor(name, value) for name, value in zip(outputs, values, strict=False)]
+        if any(signature is None and name for signature, name in zip(found, outputs, strict=True)):
+            bound = UPPER_BOUNDS.get(op_type)
+            if bound is not None and not domain:
+                found = [*bound(inputs, attributes), None, None, None][: len(outputs)]
+                self._notice(f"{op_type} {op_name!r}: its output size depends on the data; its upper bound is counted")
+        made = []
+        for name, signature in zip(outputs, found, strict=True):
+            if signature is not None:
+                made.append(Tensor(name, *signature, constant))
+            elif name:
+                self._unknown(op_type, domain, op_name, name, inputs)
+        return made
+
+    def _visit_control_flow(
+        self,
+        scope: _Scope,
+        op_name: str,
+        op_type: str,
+        names: tuple[tuple[str, ...], tuple[str, ...]],
+        inputs: Sequence[Tensor | None],
+        attributes: Mapping[str, AttributeValue],
+        graphs: Mapping[str, onnx.GraphProto],
+    ) -> None:
+        def read_body(proto: onnx.GraphProto, given: Sequence[Tensor]) -> Graph:
+            return self._body(proto, given, scope)
+
+        outcome = CONTROL_FLOW[op_type](inputs, attributes, graphs, read_body)
+        for notice in outcome.notices:
+            self._notice(f"{op_type} {op_name!r}: {notice}")
+        for name, tensor in zip(names[1], outcome.outputs, strict=False):
+            if tensor is not None:
+                scope.tensors[name] = Tensor(name, tensor.shape, tensor.dtype)
+            elif name:
+                self.blocked.add(name)  # the op inside the body is named
+        scope.ops.append(Op(op_name, op_type, "", *names, attributes, outcome.bodies, outcome.repeat))
+
+    def _body(self, proto: onnx.GraphProto, given: Sequence[Tensor], outer: _Scope) -> Graph:
+        scope = _Scope(outer)
+        for value, tensor in zip(proto.input, given, strict=False):
+            scope.tensors[value.name] = Tensor(value.name, tensor.shape, tensor.dtype)
+        self._store(scope, proto)
+        inferred, self.inferred = self.inferred, {}
+        self._visit_all(scope, in_order(proto.node, self._is_known_in(scope)))
+        self.inferred = inferred
+        outputs = tuple(value.name for value in proto.output)
+        for name in outputs:
+            scope.find(name)
+        inputs = tuple(value.name for value in proto.input)
+        return Graph(proto.name, tuple(scope.ops), scope.tensors, inputs, outputs, self.opsets)
+
+    def _inline(self, scope: _Scope, branch: onnx.GraphProto, output_names: Sequence[str]) -> None:
+        """Read the branch that a constant condition takes as if its nodes stood in the graph around it."""
+        made = {name for node in branch.node for name in node.output} | {tensor.name for tensor in branch.initializer}
+        renamed = {name: f"{name}~{output_names[0]}" for name in made if scope.find(name) is not None}
+        inlined = copied(branch)
+        for value, name in zip(branch.output, output_names, strict=True):
+            if value.name in made and value.name not in renamed:
+                renamed[value.name] = name
+            else:  # handed through, or given twice
+                inlined.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
+        rename(inlined, renamed)
+        self._store(scope, inlined)
+        self._visit_all(scope, in_order(inlined.node, self._is_known_in(scope)))
+
+    def _unique(self, name: str) -> str:
+        count = self.names.get(name)
+        if count is None:
+            self.names[name] = 0
+            return name
+        while f"{name}_{count + 1}" in self.names:
+            count += 1
+        self.names[name] = count + 1
+        return self._unique(f"{name}_{count + 1}")
+
+    def _notice(self, text: str) -> None:
+        self.notices[text] = None
+
+    def _unknown(self, op_type: str, domain: str, op_name: str, output: str, inputs: Sequence[Tensor | None]) -> None:
+        given = ", ".join("-" if t is None else f"{t.dtype}{list(t.shape)}" for t in inputs)
+        label = f"{domain}.{op_type}" if domain else op_type
+        if output not in self.blocked:
+            self.unknown.append(f"{label} {op_name!r} ({given})")
+            self.blocked.add(output)
+
+
+def _input_tensor(value: onnx.ValueInfoProto) -> Tensor:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return Tensor(value.name, (), "sequence")
+    shape = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return Tensor(value.name, shape, DTYPE_NAMES.get(tensor.elem_type, "undefined"))
+
+
+def _unknown_text(unknown: Sequence[str]) -> str:
+    listed = "; ".join(unknown[:NAMED_LIMIT])
+    more = f" and {len(unknown) - NAMED_LIMIT} more" if len(unknown) > NAMED_LIMIT else ""
+    return (
+        f"every tensor needs a shape, but inference finds none for the output of {listed}{more}: "
+        "fix the input shapes with --shape, or export with static shapes"
+    )

@@ -1,0 +1,181 @@
+"""What ONNX nodes say, as plain Python: attribute values, constants, order, names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+
+from latpred.errors import ModelError
+from latpred.tensors import AttributeValue, Tensor, computed_tensor, stored_tensor
+
+__all__ = ["attribute_value", "constant_of", "copied", "in_order", "rename"]
+
+TENSOR_ATTRIBUTE_LIMIT = 64  # elements; a larger tensor attribute is left to the tensor that it becomes
+
+Message = TypeVar("Message", onnx.NodeProto, onnx.GraphProto, onnx.ValueInfoProto)
+
+A = onnx.AttributeProto
+GETTERS: Mapping[int, Callable[[Any], AttributeValue | None]] = {
+    A.FLOAT: lambda a: float(a.f),
+    A.INT: lambda a: int(a.i),
+    A.STRING: lambda a: _text(a.s),
+    A.FLOATS: lambda a: tuple(a.floats),
+    A.INTS: lambda a: tuple(a.ints),
+    A.STRINGS: lambda a: tuple(_text(s) for s in a.strings),
+    A.TENSOR: lambda a: _small_values(a.t),
+}
+GUESSED_TYPES = (("f", A.FLOAT), ("i", A.INT), ("s", A.STRING), ("t", A.TENSOR))
+
+
+def attribute_value(attribute: onnx.AttributeProto) -> AttributeValue | None:
+    """A plain value; None for graphs, types and large tensors.
+
+    Examples
+    --------
+    >>> attribute_value(onnx.helper.make_attribute("kernel_shape", [3, 3]))
+    (3, 3)
+    """
+    kind = attribute.type
+    if kind == A.UNDEFINED:  # IR version 1 did not write it
+        kind = next((kind for field, kind in GUESSED_TYPES if attribute.HasField(field)), A.INTS)
+        if kind == A.INTS and attribute.floats:
+            kind = A.FLOATS
+        elif kind == A.INTS and attribute.strings:
+            kind = A.STRINGS
+    getter = GETTERS.get(kind)
+    return None if getter is None else getter(attribute)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace")
+
+
+def _small_values(stored: onnx.TensorProto) -> AttributeValue | None:
+    if prod(stored.dims) > TENSOR_ATTRIBUTE_LIMIT:
+        return None
+    value = stored_tensor("", stored).value
+    if value is None or value.dtype.kind not in "iufb":
+        return None
+    flat: list[Any] = value.reshape(-1).tolist()
+    return tuple(flat) if value.ndim else flat[0]
+
+
+def constant_of(node: onnx.NodeProto) -> Tensor:
+    """The tensor that a Constant node makes.
+
+    Raises
+    ------
+    ModelError
+        Where the node has no value.
+    """
+    name = node.output[0]
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return stored_tensor(name, attribute.t)
+        if attribute.name == "sparse_value":
+            dense = stored_tensor(name, attribute.sparse_tensor.values)
+            return Tensor(name, tuple(attribute.sparse_tensor.dims), dense.dtype, True)
+        value = attribute_value(attribute)
+        if attribute.name.startswith("value_") and value is not None:
+            dtype = {"i": np.int64, "f": np.float32, "s": np.str_}[attribute.name[6]]
+            return computed_tensor(name, np.array(value, dtype))
+    raise ModelError(f"Constant {node.name!r} has no value: export the model again")
+
+
+def copied(message: Message) -> Message:
+    """A copy that may be changed."""
+    fresh = type(message)()
+    fresh.CopyFrom(message)
+    return fresh
+
+
+def in_order(nodes: Sequence[onnx.NodeProto], known: Callable[[str], bool]) -> Sequence[onnx.NodeProto]:
+    """The nodes so that each stands behind those that it reads from: `nodes` itself where it is so already.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeProto
+    known : function of str
+        Whether a name is there before the first node.
+
+    Raises
+    ------
+    ModelError
+        Where nodes read from each other in a circle, or from nothing.
+    """
+    made: set[str] = set()
+    for node in nodes:
+        if not all(name in made or not name or known(name) for name in node.input):
+            return _sorted(nodes, known)
+        made.update(node.output)
+    return nodes
+
+
+def _sorted(nodes: Sequence[onnx.NodeProto], known: Callable[[str], bool]) -> list[onnx.NodeProto]:
+    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    waiting: list[int] = []
+    users: list[list[int]] = [[] for _ in nodes]
+    for index, node in enumerate(nodes):
+        read = {name for name in _names_read(node) if name}
+        for name in node.input:
+            if name and name not in producer and not known(name):
+                raise ModelError(
+                    f"{node.op_type} {node.name!r} reads {name!r}, which nothing produces: export the model again"
+                )
+        sources = {producer[name] for name in read if name in producer}
+        waiting.append(len(sources))
+        for source in sources:
+            users[source].append(index)
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    for index in ready:  # grows while it is walked
+        for user in users[index]:
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                ready.append(user)
+    if len(ready) < len(nodes):
+        stuck = next(nodes[index] for index, count in enumerate(waiting) if count > 0)
+        raise ModelError(f"{stuck.op_type} {stuck.name!r} stands in a circle of nodes: an ONNX graph has none")
+    return [nodes[index] for index in ready]
+
+
+def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, those that its bodies take from outside included."""
+    yield from node.input
+    for graph in _graphs(node):
+        own = {value.name for value in graph.input} | {stored.name for stored in graph.initializer}
+        own.update(name for inner in graph.node for name in inner.output)
+        for inner in graph.node:
+            yield from (name for name in _names_read(inner) if name not in own)
+        yield from (value.name for value in graph.output if value.name not in own)
+
+
+def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Replace names of values, in place, bodies included (but not what a body calls so itself)."""
+    for stored in graph.initializer:
+        stored.name = names.get(stored.name, stored.name)
+    for value in graph.output:
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        _replace(node.input, names)
+        _replace(node.output, names)
+        for inner in _graphs(node):
+            own: Collection[str] = {value.name for value in inner.input}
+            rename(inner, {old: new for old, new in names.items() if old not in own})
+
+
+def _replace(written: Any, names: Mapping[str, str]) -> None:  # a repeated field of str
+    for index, name in enumerate(written):
+        if name in names:
+            written[index] = names[name]
+

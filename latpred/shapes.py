@@ -1,0 +1,164 @@
+"""Shape and dtype of one node's outputs, from its inputs' and the values of its small constant ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx
+from onnx import defs, numpy_helper, shape_inference
+
+from latpred.contrib import CONTRIB_SHAPES, Signature
+from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, AttributeValue, Tensor
+
+__all__ = ["NodeInference", "Signature", "domain_of", "signature_of", "whole_graph_signatures"]
+
+# outputs that onnx's own inference leaves open: op -> function of (inputs, opset) -> signatures of all outputs
+SUPPLEMENTS: Mapping[str, Callable[[Sequence[Tensor | None], int], list[Signature | None]]] = {
+    "Dropout": lambda inputs, opset: [None, _dropout_mask(inputs[0], opset)],
+}
+
+INTEGER_DATA_LIMIT = 1024  # elements: axes, sizes, pads, repeats and split lengths are integers
+FLOAT_DATA_LIMIT = 16  # elements: scales, ranges and regions of interest
+
+
+def whole_graph_signatures(model: onnx.ModelProto) -> dict[str, Signature]:
+    """What onnx's own inference finds over the whole graph: only shapes that are concrete in every dim.
+
+    `model` has no weights, concrete inputs and no outputs (what a file says of them may be stale).
+    """
+    try:
+        inferred = shape_inference.infer_shapes(model)
+    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        return {}  # every node is then inferred alone, and named where that fails
+    found = {}
+    for value in inferred.graph.value_info:
+        signature = signature_of(value.type)
+        if signature is not None:
+            found[value.name] = signature
+    return found
+
+
+def signature_of(declared: onnx.TypeProto) -> Signature | None:
+    """Shape and dtype that a type declares; None where a dim or the dtype is open, or it is no tensor."""
+    tensor = declared.tensor_type
+    name = DTYPE_NAMES.get(tensor.elem_type)
+    if name is None or name == "undefined" or not tensor.HasField("shape"):
+        return None
+    sizes = []
+    for dim in tensor.shape.dim:
+        size = dim.dim_value
+        if size <= 0 and (size < 0 or not dim.HasField("dim_value")):
+            return None
+        sizes.append(size)
+    return tuple(sizes), name
+
+
+def domain_of(written: str) -> str:
+    """The domain as latpred writes it: the standard one is empty."""
+    return "" if written == "ai.onnx" else written
+
+
+class NodeInference:
+    """Infers node by node; nodes that are alike in everything that matters are inferred once."""
+
+    def __init__(self, opset_imports: Sequence[onnx.OperatorSetIdProto], ir_version: int) -> None:
+        self._imports = list(opset_imports)
+        self._versions = {domain_of(entry.domain): entry.version for entry in opset_imports}
+        self._ir_version = ir_version
+        self._schemas: dict[tuple[str, str], defs.OpSchema | None] = {}
+        self._known: dict[tuple[object, ...], list[onnx.TypeProto | None]] = {}
+
+    def signatures(
+        self,
+        node: onnx.NodeProto,
+        domain: str,
+        inputs: Sequence[Tensor | None],
+        attributes: Mapping[str, AttributeValue],
+    ) -> list[Signature | None]:
+        """Shape and dtype of each output; None where they stay unknown."""
+        if any(t is not None and t.dtype not in DTYPE_CODES for t in inputs):
+            return [None] * len(node.output)  # sequences have no type that could be handed on
+        contrib = CONTRIB_SHAPES.get(node.op_type)
+        if contrib is not None and self._schema(node.op_type, domain) is None:
+            try:
+                found = contrib([None if t is None else (t.shape, t.dtype) for t in inputs], attributes)
+            except (AssertionError, IndexError, KeyError, TypeError, ValueError):
+                found = []  # inputs that the rule does not cover: unknown, and named by the caller
+            return [*found, *[None] * len(node.output)][: len(node.output)]
+        types = self.types(node, domain, inputs)
+        inferred = [None if declared is None else signature_of(declared) for declared in types]
+        if None in inferred and not domain and node.op_type in SUPPLEMENTS:
+            supplement = SUPPLEMENTS[node.op_type](inputs, self._versions.get("", 1))
+            padded = [*supplement, *[None] * len(inferred)]
+            inferred = [mine or more for mine, more in zip(inferred, padded, strict=False)]
+        return inferred
+
+    def types(
+        self, node: onnx.NodeProto, domain: str, inputs: Sequence[Tensor | None]
+    ) -> list[onnx.TypeProto | None]:
+        """What onnx infers for each output, open dims and all."""
+        schema = self._schema(node.op_type, domain)
+        if schema is None:
+            return [None] * len(node.output)
+        data = {t.name: t for t in inputs if t is not None and t.value is not None and _is_shape_data(t)}
+        key = (
+            domain,
+            node.op_type,
+            len(node.output),
+            b"".join([a.SerializeToString() for a in node.attribute]),
+            *(t and (t.shape, t.dtype, t.name in data and t.value is not None and t.value.tobytes()) for t in inputs),
+        )
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._infer(schema, node, inputs, data)
+        return known
+
+    def _schema(self, op_type: str, domain: str) -> defs.OpSchema | None:
+        key = (op_type, domain)
+        if key not in self._schemas:
+            try:
+                self._schemas[key] = defs.get_schema(op_type, self._versions.get(domain, 1), domain)
+            except defs.SchemaError:
+                self._schemas[key] = None
+        return self._schemas[key]
+
+    def _infer(
+        self,
+        schema: defs.OpSchema,
+        node: onnx.NodeProto,
+        inputs: Sequence[Tensor | None],
+        data: Mapping[str, Tensor],
+    ) -> list[onnx.TypeProto | None]:
+        try:
+            found = shape_inference.infer_node_outputs(
+                schema,
+                node,
+                {t.name: declared_type(t) for t in inputs if t is not None},
+                {name: numpy_helper.from_array(t.value) for name, t in data.items() if t.value is not None},
+                opset_imports=self._imports,
+                ir_version=self._ir_version,
+            )
+        except (shape_inference.InferenceError, RuntimeError, ValueError, KeyError, TypeError):
+            return [None] * len(node.output)  # the caller names the op
+        return [found.get(name) for name in node.output]
+
+
+def declared_type(tensor: Tensor) -> onnx.TypeProto:
+    """A tensor's shape and dtype as ONNX writes them."""
+    declared = onnx.TypeProto()
+    declared.tensor_type.elem_type = DTYPE_CODES[tensor.dtype]
+    dims = declared.tensor_type.shape
+    dims.SetInParent()
+    for size in tensor.shape:
+        dims.dim.add().dim_value = size
+    return declared
+
+
+def _is_shape_data(tensor: Tensor) -> bool:
+    assert tensor.value is not None
+    limit = INTEGER_DATA_LIMIT if tensor.value.dtype.kind in "iub" else FLOAT_DATA_LIMIT
+    return tensor.value.size <= limit and tensor.value.dtype.kind in "iubf"
+
+
+def _dropout_mask(data: Tensor | None, opset: int) -> Signature | None:
+    return None if data is None else (data.shape, "bool" if opset >= 10 else data.dtype)
