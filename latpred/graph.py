@@ -21,9 +21,9 @@ from latpred.errors import ModelError, ShapeError
 from latpred.loading import load
 from latpred.nodes import attribute_value, constant_of, copied, in_order, rename
 from latpred.shapes import NodeInference, Signature, domain_of, whole_graph_signatures
-from latpred.tensors import DTYPE_NAMES, AttributeValue, Spec, Tensor, computed_tensor, stored_tensor
+from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, AttributeValue, Spec, Tensor, computed_tensor, stored_tensor
 
-__all__ = ["AttributeValue", "Graph", "Op", "Spec", "Tensor", "read", "walk"]
+__all__ = ["ITEM_BYTES", "AttributeValue", "Graph", "Op", "Spec", "Tensor", "read", "walk"]
 
 RANDOM_OPS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
