@@ -11,6 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from latpred.graph import Graph, Spec
 from latpred.kernels import activations, normalization, products, rearrangement
+from latpred.kernels.blocked import block_channels
+from latpred.kernels.convolution import fuse_conv_activation, fuse_conv_add_activation, fuse_conv_weights, fuse_pads
+from latpred.kernels.elimination import drop_no_ops, fold_constants, share_subexpressions
+from latpred.kernels.functions import inline_functions
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Context, Kernel, Work
 from latpred.kernels.kinds import kind_of
@@ -21,16 +25,25 @@ __all__ = ["PASSES", "Detection", "detect"]
 
 Pass = Callable[[WorkingGraph, RuleBook], None]
 
+# In ONNX Runtime's order: rewrites that hold for any provider, functions without a kernel inlined, fusions for the
+# CPU provider, layout. What it repeats until nothing changes stands here as often as networks need it.
 PASSES: tuple[tuple[str, Pass], ...] = (
+    ("level 1", fold_constants),
+    ("level 1", drop_no_ops),
     ("level 1", activations.algebra),
     ("level 1", activations.relu_clip),
     ("level 1", products.gemm_sum),
     ("level 1", products.gemm_transpose),
+    ("level 1", fuse_conv_weights),
+    ("level 1", fuse_pads),
     ("level 1", products.matmul_bn),
+    ("level 1", share_subexpressions),
     ("level 1", products.matmul_add),
     ("level 1", rearrangement.reshape_fusion),
     ("level 1", products.gemm_transpose),
+    ("functions", inline_functions),
     ("level 2", products.gemm_activation),
+    ("level 2", fuse_conv_activation),
     ("level 2", activations.gelu),
     ("level 2", normalization.layer_norm),
     ("level 2", normalization.simplified_layer_norm),
@@ -45,6 +58,8 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 2", activations.quick_gelu),
     ("level 2", products.matmul_scale),
     ("level 2", products.matmul_transpose),
+    ("layout", block_channels),
+    ("layout", fuse_conv_add_activation),
 )
 
 

@@ -26,7 +26,7 @@ MICROSOFT = "com.microsoft"
 BLOCKED = "com.microsoft.nchwc"  # domain of the kernels that work on channel blocks
 NHWC = "com.ms.internal.nhwc"
 
-ABSENT = Spec((0,), "", True)  # holds the place of an optional input that is not given
+ABSENT = Spec((0,), constant=True)  # holds the place of an optional input that is not given
 
 # Ops that no runtime launches, and why.
 FREE: Mapping[str, str] = {"Constant": "a constant: stored, never executed"}

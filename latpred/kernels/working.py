@@ -128,6 +128,12 @@ class WorkingGraph:
         if name:
             self.uses.setdefault(name, []).append(node)
 
+    def append_input(self, node: Node, name: str) -> None:
+        """Give a node one more input."""
+        node.inputs.append(name)
+        if name:
+            self.uses.setdefault(name, []).append(node)
+
     def replace_uses(self, old: str, new: str) -> None:
         """Every consumer of `old` reads `new` instead (graph outputs are not renamed)."""
         for node in list(self.uses.get(old, ())):
@@ -167,6 +173,14 @@ class WorkingGraph:
             new.rank = max(node.rank for node in old)
         new.ops = tuple(dict.fromkeys([*(op for node in old for op in node.ops), *new.ops]))
         return self.add(new)
+
+    def absorb(self, node: Node, follower: Node) -> None:
+        """Let a node carry out the one that reads its only output: the follower's output becomes its own."""
+        self.remove(follower)
+        self.producers.pop(node.outputs[0], None)
+        node.outputs[0] = follower.outputs[0]
+        self.producers[node.outputs[0]] = node
+        node.ops = (*node.ops, *follower.ops)
 
     def tensor(self, stem: str, shape: tuple[int, ...], dtype: str, constant: bool = False,
                value: np.ndarray | None = None) -> str:
