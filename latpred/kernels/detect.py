@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from latpred.graph import Graph, Spec
-from latpred.kernels import activations, normalization, products, rearrangement
+from latpred.kernels import activations, integer_kernels, normalization, products, quantization, rearrangement
 from latpred.kernels.blocked import block_channels
 from latpred.kernels.convolution import fuse_conv_activation, fuse_conv_add_activation, fuse_conv_weights, fuse_pads
 from latpred.kernels.elimination import drop_no_ops, fold_constants, share_subexpressions
@@ -28,6 +28,7 @@ Pass = Callable[[WorkingGraph, RuleBook], None]
 # In ONNX Runtime's order: rewrites that hold for any provider, functions without a kernel inlined, fusions for the
 # CPU provider, layout. What it repeats until nothing changes stands here as often as networks need it.
 PASSES: tuple[tuple[str, Pass], ...] = (
+    ("level 0", quantization.unique_dq),
     ("level 1", fold_constants),
     ("level 1", drop_no_ops),
     ("level 1", activations.algebra),
@@ -37,12 +38,21 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 1", fuse_conv_weights),
     ("level 1", fuse_pads),
     ("level 1", products.matmul_bn),
+    ("level 1", quantization.double_qdq),
     ("level 1", share_subexpressions),
     ("level 1", products.matmul_add),
     ("level 1", rearrangement.reshape_fusion),
+    ("level 1", quantization.qdq_propagation),
+    ("level 1", quantization.weight_bias_quantization),
+    ("level 1", quantization.unique_dq),
     ("level 1", products.gemm_transpose),
     ("functions", inline_functions),
+    ("level 2", quantization.clip_quantize),
+    ("level 2", quantization.signed_to_unsigned),
+    ("level 2", integer_kernels.qdq_kernels),
     ("level 2", products.gemm_activation),
+    ("level 2", integer_kernels.matmul_integer_to_float),
+    ("level 2", integer_kernels.dynamic_quantize_matmul),
     ("level 2", fuse_conv_activation),
     ("level 2", activations.gelu),
     ("level 2", normalization.layer_norm),
@@ -58,6 +68,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 2", activations.quick_gelu),
     ("level 2", products.matmul_scale),
     ("level 2", products.matmul_transpose),
+    ("level 2", quantization.qdq_cleanup),
     ("layout", block_channels),
     ("layout", fuse_conv_add_activation),
 )
