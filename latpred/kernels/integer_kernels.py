@@ -169,16 +169,27 @@ def _conv(graph: WorkingGraph, group: Group) -> Node:
         raise _Refusal("the runtime convolves unsigned activations only")
     if len(group.before) == 3 and _stored(graph, group.before[2]) != "int32":
         raise _Refusal("the bias is not int32")
-    weight = group.before[1]
-    _, points = _parameters(graph, weight)
-    value = graph.tensors[points].value
-    if value is None or bool(np.any(value != value.reshape(-1)[0])):
-        raise _Refusal("the zero points of the weights are not known to be one number")
-    source = group.before[0]
+    source, weight = group.before[:2]
+    if len(group.before) == 3 and not _fits_accumulator(graph, *group.before):
+        raise _Refusal("the scale of the bias is not known to be that of input times weights, with zero point 0")
     inputs = [source.inputs[0], *_parameters(graph, source), weight.inputs[0], *_parameters(graph, weight)]
     inputs += _parameters(graph, group.behind[0])
     inputs += [dq.inputs[0] for dq in group.before[2:]]
     return _form(graph, group, "QLinearConv", "", inputs)
+
+
+def _fits_accumulator(graph: WorkingGraph, source: Node, weight: Node, bias: Node) -> bool:
+    """Whether a quantized bias can be added to the sum of products as it stands."""
+    if not bias.ops:
+        return True  # quantized by `weight_bias_quantization`, which makes it fit
+    scales = [graph.tensors[node.inputs[1]].value for node in (source, weight, bias)]
+    if scales[0] is None or scales[1] is None or scales[2] is None:
+        return False
+    if len(bias.inputs) > 2 and bias.inputs[2]:
+        points = graph.tensors[bias.inputs[2]].value
+        if points is None or bool(np.any(points)):
+            return False
+    return bool(np.allclose(scales[0] * scales[1], scales[2], rtol=1e-4, atol=0.0))
 
 
 def _matmul(graph: WorkingGraph, group: Group) -> Node:
@@ -263,8 +274,9 @@ def matmul_integer_to_float(graph: WorkingGraph, rules: RuleBook) -> None:
         points = [*product.inputs[2:4], "", ""][:2]
         inputs = [*product.inputs[:2], *scales.inputs, *points]
         bias = graph.sole_use(scaling.outputs[0])
-        if bias is not None and bias.op_type == "Add" and _is_bias(graph, bias.inputs[1]):
-            inputs.append(bias.inputs[1])
+        constant = bias.inputs[1 if bias.inputs[0] == scaling.outputs[0] else 0] if bias is not None else ""
+        if bias is not None and bias.op_type == "Add" and _is_bias(graph, constant):
+            inputs.append(constant)
             old.append(bias)
         outputs = list(old[-1].outputs)
         new = Node("MatMulIntegerToFloat", MICROSOFT, product.name, inputs, outputs, {}, (), rank=product.rank)
