@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["CONTROL_FLOW", "Outcome"]
 
 TRIP_LIMIT = 2**31 - 1  # exporters write a larger trip count for "no limit"
-GROWTH_LIMIT = 32  # re-readings of a body whose carried shapes change from one iteration to the next
 
 Attributes = Mapping[str, AttributeValue]
 ReadBody = Callable[[onnx.GraphProto, Sequence[Tensor]], "Graph"]
@@ -44,7 +43,7 @@ def _read_if(
     """Both branches; where their output shapes differ, the larger outputs count."""
     branches = (read_body(graphs["then_branch"], ()), read_body(graphs["else_branch"], ()))
     then_outputs, else_outputs = (_outputs(branch) for branch in branches)
-    if [t and (t.shape, t.dtype) for t in then_outputs] == [t and (t.shape, t.dtype) for t in else_outputs]:
+    if _forms(then_outputs) == _forms(else_outputs):
         return Outcome(branches, 1, tuple(then_outputs))
     larger = max((then_outputs, else_outputs), key=lambda row: sum(prod(t.shape) for t in row if t is not None))
     name = "then" if larger is then_outputs else "else"
@@ -60,21 +59,24 @@ def _read_loop(
         limit = None
     graph = graphs["body"]
     count, going = (Tensor("", (), "int64"), Tensor("", (), "bool"))
-    carried = [cast("Tensor", t) for t in inputs[2:]]
     notices: list[str] = []
-    for _ in range(GROWTH_LIMIT):
-        body = read_body(graph, [count, going, *carried])
+
+    def iteration(state: Sequence[Tensor]) -> tuple[Graph, list[Tensor | None], list[Tensor]]:
+        body = read_body(graph, [count, going, *state])
         outputs = _outputs(body)
-        grown = [new or old for old, new in zip(carried, outputs[1 : 1 + len(carried)], strict=False)]
-        if limit == 1 or [(t.shape, t.dtype) for t in grown] == [(t.shape, t.dtype) for t in carried]:
-            break
-        if not notices:
-            notices.append("its carried values change shape; every iteration is sized as the last one that was read")
-        carried = grown
-        if limit is not None:
-            limit_left = limit - _ - 1
-            if limit_left <= 0:
-                break
+        return body, outputs, [new or old for old, new in zip(state, outputs[1 : 1 + len(state)], strict=True)]
+
+    carried = [cast("Tensor", t) for t in inputs[2:]]
+    body, outputs, final = iteration(carried)
+    if _forms(final) != _forms(carried) and limit != 1:
+        first = final
+        body, outputs, second = iteration(first)
+        final = second
+        if limit is not None and _forms(second) != _forms(first):
+            middle = [_after(old, new, (limit - 1) // 2) for old, new in zip(first, second, strict=True)]
+            body, outputs, _ = iteration(middle)
+            final = [_after(old, new, limit - 1) for old, new in zip(first, second, strict=True)]
+            notices.append(f"its carried values grow; all {limit} iterations are sized as the middle one")
     repeat = limit
     if not _goes_on(body):
         if _integer(outputs[0]) == 0:
@@ -88,7 +90,23 @@ def _read_loop(
         notices.append("its trip count is not known; what it collects is sized for one iteration")
     trips = 1 if repeat is None else repeat
     collected = [t and replace(t, shape=(trips, *t.shape)) for t in outputs[1 + len(carried) :]]
-    return Outcome((body,), repeat, (*grown, *collected), tuple(notices))
+    return Outcome((body,), repeat, (*final, *collected), tuple(notices))
+
+
+def _forms(tensors: Sequence[Tensor | None]) -> list[object]:
+    """What has to agree for two rows of tensors to be alike."""
+    return [t and (t.shape, t.dtype, t.items and _forms(t.items)) for t in tensors]
+
+
+def _after(old: Tensor, new: Tensor, iterations: int) -> Tensor:
+    """What `old` becomes after that many steps of the kind that made `new` of it."""
+    if new.items and old.items is not None:
+        added = new.items[len(old.items) :]
+        return replace(new, items=(*old.items, *added * iterations))
+    if len(old.shape) != len(new.shape):
+        return new
+    sizes = (max(0, a + iterations * (b - a)) for a, b in zip(old.shape, new.shape, strict=True))
+    return replace(new, shape=tuple(sizes))
 
 
 def _goes_on(body: Graph) -> bool:

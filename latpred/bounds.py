@@ -53,9 +53,23 @@ def _compress(inputs: Inputs, attributes: Attributes) -> list[tuple[tuple[int, .
     return [(tuple(shape), data.dtype)]
 
 
+def _slice(inputs: Inputs, attributes: Attributes) -> list[tuple[tuple[int, ...], str]]:
+    data = inputs[0]
+    assert data is not None
+    return [(data.shape, data.dtype)]
+
+
+def _top_k(inputs: Inputs, attributes: Attributes) -> list[tuple[tuple[int, ...], str]]:
+    data = inputs[0]
+    assert data is not None
+    return [(data.shape, data.dtype), (data.shape, "int64")]
+
+
 UPPER_BOUNDS: Mapping[str, Bound] = {
     "Compress": _compress,
     "NonMaxSuppression": _non_max_suppression,
     "NonZero": _non_zero,
+    "Slice": _slice,
+    "TopK": _top_k,
     "Unique": _unique,
 }

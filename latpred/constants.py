@@ -87,6 +87,8 @@ def evaluate(
         made = ReferenceEvaluator(helper.make_model(graph, opset_imports=opset_imports)).run(None, feeds)
     except Exception:
         return None
+    if any(isinstance(value, list) for value in made):
+        return None
     by_name = dict(zip((name for name in node.output if name), made, strict=True))
     values = [np.asarray(by_name.get(name, np.zeros(0))) for name in node.output]
     return None if any(value.size > VALUE_LIMIT for value in values) else values
@@ -311,6 +313,8 @@ def _one_hot(inputs: Inputs, attributes: Attributes, opset: int) -> Any:
     assert indices is not None and values is not None
     depth, axis = _ints(inputs[1])[0], int(attributes.get("axis", -1))  # type: ignore[arg-type]
     _bounded([*indices.shape, depth])
+    if indices.min(initial=0) < -depth or indices.max(initial=0) >= depth:
+        raise _Declined
     hot = np.expand_dims(indices % depth, axis) == np.moveaxis(
         np.arange(depth).reshape([-1] + [1] * indices.ndim), 0, axis
     )
@@ -323,6 +327,13 @@ def _clip(inputs: Inputs, attributes: Attributes, opset: int) -> Any:
     low = inputs[1] if len(inputs) > 1 else attributes.get("min")
     high = inputs[2] if len(inputs) > 2 else attributes.get("max")
     return np.clip(data, low, high).astype(data.dtype, copy=False)
+
+
+def _is_inf(inputs: Inputs, attributes: Attributes, opset: int) -> Any:
+    if not (attributes.get("detect_positive", 1) and attributes.get("detect_negative", 1)):
+        raise _Declined
+    assert inputs[0] is not None
+    return np.isinf(inputs[0])
 
 
 def _non_zero(inputs: Inputs, attributes: Attributes, opset: int) -> Any:
@@ -364,7 +375,7 @@ FOLDED: Mapping[str, Function] = {
     "Greater": _elementwise(np.greater),
     "GreaterOrEqual": _elementwise(np.greater_equal),
     "Identity": lambda inputs, attributes, opset: inputs[0],
-    "IsInf": _elementwise(np.isinf),
+    "IsInf": _is_inf,
     "IsNaN": _elementwise(np.isnan),
     "Less": _elementwise(np.less),
     "LessOrEqual": _elementwise(np.less_equal),
@@ -386,6 +397,7 @@ FOLDED: Mapping[str, Function] = {
     "ReduceMin": _reduce(np.min),
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
+    "Relu": _elementwise(lambda x: np.maximum(x, 0)),
     "Reshape": _reshape,
     "Round": _elementwise(np.round),
     "ScatterND": _scatter_nd,

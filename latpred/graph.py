@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from latpred.constants import Array, evaluate, filled, fold
 from latpred.errors import ModelError, ShapeError
 from latpred.loading import load
 from latpred.nodes import attribute_value, constant_of, copied, in_order, rename
+from latpred.sequences import sequence_result
 from latpred.shapes import NodeInference, Signature, domain_of, whole_graph_signatures
 from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, AttributeValue, Spec, Tensor, computed_tensor, stored_tensor
 
@@ -268,6 +269,9 @@ class _Reader:
                 return [computed_tensor(outputs[0], np.array(dims, np.int64))]
             if op_type == "Size" and data is not None and data.dtype != "sequence":
                 return [computed_tensor(outputs[0], np.array(data.spec.elements, np.int64))]
+        made_of_sequences = sequence_result(op_type, inputs, attributes)
+        if made_of_sequences is not None:
+            return [_named(made_of_sequences, outputs[0])]
         constant = bool(inputs) and op_type not in RANDOM_OPS and all(t is None or t.constant for t in inputs)
         values: list[Array] | None = None
         foldable = constant and not domain and all(t is None or t.value is not None for t in inputs)
@@ -318,7 +322,7 @@ class _Reader:
             self._notice(f"{op_type} {op_name!r}: {notice}")
         for name, tensor in zip(names[1], outcome.outputs, strict=False):
             if tensor is not None:
-                scope.tensors[name] = Tensor(name, tensor.shape, tensor.dtype)
+                scope.tensors[name] = _unvalued(tensor, name)
             elif name:
                 self.blocked.add(name)  # the op inside the body is named
         scope.ops.append(Op(op_name, op_type, "", *names, attributes, outcome.bodies, outcome.repeat))
@@ -326,7 +330,7 @@ class _Reader:
     def _body(self, proto: onnx.GraphProto, given: Sequence[Tensor], outer: _Scope) -> Graph:
         scope = _Scope(outer)
         for value, tensor in zip(proto.input, given, strict=False):
-            scope.tensors[value.name] = Tensor(value.name, tensor.shape, tensor.dtype)
+            scope.tensors[value.name] = _unvalued(tensor, value.name)
         self._store(scope, proto)
         inferred, self.inferred = self.inferred, {}
         self._visit_all(scope, in_order(proto.node, self._is_known_in(scope)))
@@ -370,6 +374,17 @@ class _Reader:
         if output not in self.blocked:
             self.unknown.append(f"{label} {op_name!r} ({given})")
             self.blocked.add(output)
+
+
+def _named(result: Tensor | tuple[Tensor, ...], name: str) -> Tensor:
+    if isinstance(result, Tensor):
+        return replace(result, name=name)
+    return Tensor(name, (), "sequence", items=result)
+
+
+def _unvalued(tensor: Tensor, name: str) -> Tensor:
+    """The same under another name, and not known before the first inference."""
+    return replace(tensor, name=name, constant=False, value=None)
 
 
 def _input_tensor(value: onnx.ValueInfoProto) -> Tensor:

@@ -1,5 +1,7 @@
 """Shape and dtype of one node's outputs, from its inputs' and the values of its small constant ones."""
 
+# ruff: noqa: ARG005 - the functions of a table share one signature
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,8 @@ __all__ = ["NodeInference", "Signature", "domain_of", "signature_of", "whole_gra
 # outputs that onnx's own inference leaves open: op -> function of (inputs, opset) -> signatures of all outputs
 SUPPLEMENTS: Mapping[str, Callable[[Sequence[Tensor | None], int], list[Signature | None]]] = {
     "Dropout": lambda inputs, opset: [None, _dropout_mask(inputs[0], opset)],
+    "GroupNormalization": lambda inputs, opset: [_same(inputs[0])],
+    "MeanVarianceNormalization": lambda inputs, opset: [_same(inputs[0])],
 }
 
 INTEGER_DATA_LIMIT = 1024  # elements: axes, sizes, pads, repeats and split lengths are integers
@@ -26,6 +30,9 @@ def whole_graph_signatures(model: onnx.ModelProto) -> dict[str, Signature]:
 
     `model` has no weights, concrete inputs and no outputs (what a file says of them may be stale).
     """
+    for node in model.graph.node:
+        if node.op_type == "STFT" and not any(attribute.name == "onesided" for attribute in node.attribute):
+            node.attribute.append(onnx.helper.make_attribute("onesided", 1))  # inference forgets this default
     try:
         inferred = shape_inference.infer_shapes(model)
     except (shape_inference.InferenceError, RuntimeError, ValueError):
@@ -158,6 +165,10 @@ def _is_shape_data(tensor: Tensor) -> bool:
     assert tensor.value is not None
     limit = INTEGER_DATA_LIMIT if tensor.value.dtype.kind in "iub" else FLOAT_DATA_LIMIT
     return tensor.value.size <= limit and tensor.value.dtype.kind in "iubf"
+
+
+def _same(data: Tensor | None) -> Signature | None:
+    return None if data is None else (data.shape, data.dtype)
 
 
 def _dropout_mask(data: Tensor | None, opset: int) -> Signature | None:

@@ -98,13 +98,17 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named value of a graph. `value` is there only for small constants (shapes, scalars, axes)."""
+    """A named value of a graph. `value` is there only for small constants (shapes, scalars, axes).
+
+    A sequence or an optional has the dtype ``"sequence"`` and, where they are known, its `items`.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     constant: bool = False
     value: np.ndarray[Any, Any] | None = field(default=None, compare=False)
+    items: tuple[Tensor, ...] | None = None
 
     @property
     def spec(self) -> Spec:
