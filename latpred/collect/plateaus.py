@@ -136,7 +136,7 @@ def levels_from(
     held = [size for size, speed in curve if near_bytes < size <= far_bytes and speed >= half_way]
     shared_bytes = min(far_bytes, max(held)) if held and far_speed > off_chip_speed else far_bytes
     return (
-        Level(names[0], near_bytes // threads, significant(near_speed)),
+        Level(names[0], max(1, near_bytes // threads), significant(near_speed)),
         Level(names[1], shared_bytes, significant(far_speed)),
         Level(names[2], max(memory_bytes, far_bytes + 1), significant(off_chip_speed)),
     )
