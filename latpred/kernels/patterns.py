@@ -13,7 +13,8 @@ constant, ``*`` stands for whatever inputs follow. Attributes come behind a semi
 What replaces the ops reads the same: ``com.microsoft.QuickGelu(x; alpha=$alpha)``; attributes may name captured
 values (1 where the spelling has none), a domain stands before the op. Values between the ops must be used
 nowhere else. A rule with several spellings has them separated by a line ``or``; its parameters may limit the element
-types (``dtypes``) or say that the result must not be an output of the graph (``graph_output = false``).
+types (``dtypes``) or say that the result must not be an output of the graph (``graph_output = false``). A line
+``x is not Mul`` refuses what is computed by a Mul.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ COMMUTATIVE = frozenset({"Add", "Mul"})
 RELATIVE_TOLERANCE = 1e-5
 
 _CALL = re.compile(r"^(?:(?P<domain>[\w.]+)\.)?(?P<op>\w+)\((?P<body>.*)\)$")
+_CONDITION = re.compile(r"^(?P<name>\w+) is not (?P<op>\w+)$")
 _NAME = re.compile(r"^\$?[A-Za-z_]\w*$")
 
 Argument = str | float
@@ -59,6 +61,7 @@ class Pattern:
     root: str
     op_types: frozenset[str]
     uses: dict[str, int]  # inner value -> how often the pattern reads it
+    unlike: tuple[tuple[str, str], ...] = ()  # (variable, op type that must not compute it)
 
 
 @dataclass(slots=True)
@@ -121,7 +124,12 @@ def parse_pattern(text: str) -> Pattern:
         Where a line is no such assignment, or a name is given twice.
     """
     calls: dict[str, Call] = {}
+    unlike: list[tuple[str, str]] = []
     for line in filter(None, map(str.strip, text.splitlines())):
+        condition = _CONDITION.match(line)
+        if condition:
+            unlike.append((condition["name"], condition["op"]))
+            continue
         name, equals, call = line.partition("=")
         name = name.strip()
         if not equals or not _NAME.match(name) or name in calls:
@@ -131,7 +139,7 @@ def parse_pattern(text: str) -> Pattern:
         raise ArtefactError("a fusion pattern needs at least one line, found none")
     root = list(calls)[-1]
     uses = {name: sum(call.arguments.count(name) for call in calls.values()) for name in calls if name != root}
-    return Pattern(calls, root, frozenset(call.op_type for call in calls.values()), uses)
+    return Pattern(calls, root, frozenset(call.op_type for call in calls.values()), uses, tuple(unlike))
 
 
 
@@ -216,6 +224,11 @@ def _isolated(graph: WorkingGraph, pattern: Pattern, match: Match, near: list[st
             elif not isinstance(given, int | float) or not isclose(given, wanted, rel_tol=RELATIVE_TOLERANCE):
                 near.append(f"{key} of {node.name} is {given} where {wanted:g} is needed")
                 return False
+    for name, op_type in pattern.unlike:
+        producer = graph.producers.get(match.tensors[name])
+        if producer is not None and producer.op_type == op_type:
+            near.append(f"{match.tensors[name]} comes from a {op_type}, which the runtime takes for one of the pattern")
+            return False
     for name, count in pattern.uses.items():
         tensor = match.tensors[name]
         if len(graph.uses.get(tensor, ())) != count:

@@ -21,8 +21,13 @@ def reshape_fusion(graph: WorkingGraph, rules: RuleBook) -> None:
     for first in graph.of_type("Reshape"):
         if not graph.alive(first):
             continue
+        if first.attributes.get("allowzero", 0):
+            graph.remark(first.ops, rule, False, "it has allowzero=1")
+            continue
         chain = [first]
         while (behind := graph.sole_use(chain[-1].outputs[0])) is not None and behind.op_type in VIEWS:
+            if behind.attributes.get("allowzero", 0):
+                break
             chain.append(behind)
         if len(chain) < 2:
             continue
