@@ -42,6 +42,8 @@ from latpred.kernels.roofline import roofline_terms
 
 __all__ = ["AnalyticalTerms", "analytical_s", "analytical_terms"]
 
+_CHANNELS_LAST = ("com.ms.internal.nhwc",)  # domains whose convolutions have their channels last
+
 _TILE_ROWS = tuple(2**k for k in range(9))  # 1 to 256
 _TILE_VECTORS = (1, 2, 4, 8)  # a tile's channels, in vectors of the processing element
 
@@ -130,7 +132,8 @@ def _product(kernel: Kernel) -> _Product:
         window = _integers(kernel, "kernel_shape") or _window_of_weights(kernel, len(shape))
         strides = _integers(kernel, "strides") or (1,) * len(window)
         groups = _integers(kernel, "group") or (1,)
-        channels = max(1, shape[1])
+        last = kernel.domain in _CHANNELS_LAST or bool(kernel.attributes.get("channels_last"))
+        channels = max(1, shape[-1 if last else 1])
         return _Product(1, elements // channels, channels, max(1, groups[0]), depth, window, strides)
     channels = max(1, shape[-1])
     # Two activations multiplied (attention): leading dims are products of their own, sharing nothing.
