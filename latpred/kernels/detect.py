@@ -18,6 +18,7 @@ from latpred.kernels.functions import inline_functions
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Context, Kernel, Work
 from latpred.kernels.kinds import kind_of
+from latpred.kernels.transposes import push_transposes, push_transposes_on_cpu
 from latpred.kernels.work import ABSENT, COUNTED, FREE, traffic_of, work_of
 from latpred.kernels.working import Node, Remark, WorkingGraph
 
@@ -46,7 +47,9 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 1", quantization.weight_bias_quantization),
     ("level 1", quantization.unique_dq),
     ("level 1", products.gemm_transpose),
+    ("level 1", push_transposes),
     ("functions", inline_functions),
+    ("level 2", push_transposes_on_cpu),
     ("level 2", quantization.clip_quantize),
     ("level 2", quantization.signed_to_unsigned),
     ("level 2", integer_kernels.qdq_kernels),

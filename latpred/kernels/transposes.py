@@ -1,0 +1,216 @@
+"""Transposes are pushed through the ops behind them, as long as that is likely to cancel some.
+
+One walk over the graph in launch order. Where an op reads a Transpose, the cost of pushing it is estimated as the
+dims (other than 1) that have to be transposed before and behind the op; where it falls, the op is rewritten to work
+on the tensor before the Transpose, and a new Transpose stands behind it. Two in a row cancel or merge.
+"""
+
+from __future__ import annotations
+
+from latpred.kernels.fusion import RuleBook
+from latpred.kernels.permutations import Permutation, compose, identity, inverse, permuted, unsqueezed
+from latpred.kernels.working import Node, WorkingGraph
+
+__all__ = ["Pusher", "push_transposes", "push_transposes_on_cpu"]
+
+RULE = "transpose-optimizer"
+
+
+def push_transposes(graph: WorkingGraph, rules: RuleBook) -> None:
+    """Push transposes through ops of the standard domain, before a provider has taken them."""
+    _push(graph, rules, provider=False)
+
+
+def push_transposes_on_cpu(graph: WorkingGraph, rules: RuleBook) -> None:
+    """The same once the CPU provider has taken the nodes: it also resizes channels-last."""
+    _push(graph, rules, provider=True)
+
+
+def _push(graph: WorkingGraph, rules: RuleBook, provider: bool) -> None:
+    if not rules.holds(RULE) or not graph.by_type.get("Transpose"):
+        return
+    pusher = Pusher(graph, provider)
+    order = list(graph.in_order())
+    pusher.find_paths(order)
+    for node in order:
+        if graph.alive(node):
+            pusher.visit(node)
+
+
+class Pusher:
+    """One walk over a graph."""
+
+    def __init__(self, graph: WorkingGraph, provider: bool) -> None:
+        from latpred.kernels.transpose_handlers import HANDLERS, PROVIDER_HANDLERS
+
+        self.graph = graph
+        self.handlers = {**HANDLERS, **PROVIDER_HANDLERS} if provider else HANDLERS
+        self.leading: set[str] = set()  # tensors from which supported ops lead to a Transpose
+        self.heir: Node | None = None  # takes over the ONNX node of a Transpose that was pushed
+
+    def find_paths(self, order: list[Node]) -> None:
+        """Walk backwards from the transposes that are there."""
+        for node in reversed(order):
+            if node.op_type == "Transpose":
+                self.leading.add(node.inputs[0])
+            elif any(name in self.leading for name in node.outputs):
+                handler = self.handlers.get((node.domain, node.op_type))
+                if handler is not None and handler.transposes_outputs:
+                    self.leading.update(node.inputs[index] for index in handler.inputs(self.graph, node))
+
+    def visit(self, node: Node) -> None:
+        """Push the first Transpose that feeds the node and is worth it."""
+        for index, name in enumerate(node.inputs):
+            transpose = self.graph.producers.get(name)
+            if transpose is None or transpose.op_type != "Transpose":
+                continue
+            perm = permutation(transpose)
+            if perm is not None and self._process(node, index, transpose, perm):
+                return
+
+    def _process(self, node: Node, index: int, transpose: Node, perm: Permutation) -> bool:
+        handler = self.handlers.get((node.domain, node.op_type))
+        if handler is None:
+            return False
+        inputs = handler.inputs(self.graph, node)
+        if index not in inputs:
+            return False
+        if node.op_type != "Transpose":
+            cost = sum(self._input_cost(node.inputs[i], perm) for i in inputs)
+            if cost < 0 and handler.transposes_outputs and not any(name in self.leading for name in node.outputs):
+                cost += max(self._dims(name) for name in node.outputs if name)
+            if cost >= 0:
+                self.graph.remark(
+                    transpose.ops, RULE, False, f"pushing it through {node.name} would not save transposes"
+                )
+                return False
+        self.heir = None
+        return handler.push(self, node, transpose, perm, inputs)
+
+    def _dims(self, name: str) -> int:
+        return sum(dim != 1 for dim in self.graph.shape(name))
+
+    def _input_cost(self, name: str, perm: Permutation) -> int:
+        if self.graph.is_constant(name):
+            return 0
+        producer = self.graph.producers.get(name)
+        if producer is not None and producer.op_type == "Transpose":
+            own = permutation(producer)
+            if own is not None:
+                return -self._dims(name) if own == perm and self._likely_removed(producer) else 0
+        return self._dims(name)
+
+    def _likely_removed(self, transpose: Node) -> bool:
+        name = transpose.outputs[0]
+        return name not in self.graph.outputs and all(
+            (user.domain, user.op_type) in self.handlers for user in self.graph.uses.get(name, ())
+        )
+
+    # -- rewriting ----------------------------------------------------------------------------------------
+
+    def push_through(self, node: Node, inputs: list[int], perm: Permutation, outputs: Permutation | None = None) -> None:
+        """Undo the transpose on the inputs and redo it on the outputs (by `outputs` where it differs)."""
+        behind = perm if outputs is None else outputs
+        gone = [self.transpose_input(node, index, inverse(perm)) for index in inputs]
+        self.transpose_outputs(node, behind)
+        for transpose in gone:
+            if transpose is not None:
+                self.drop(transpose)
+
+    def transpose_input(self, node: Node, index: int, perm: Permutation) -> Node | None:
+        """Let an input be read through `perm`; the Transpose that it came from is returned for removal."""
+        graph = self.graph
+        name = node.inputs[index]
+        tensor = graph.tensors[name]
+        if graph.is_constant(name):
+            if tensor.spec.elements > 1 and len(tensor.shape) == len(perm):
+                value = None if tensor.value is None else tensor.value.transpose(perm)
+                shape = permuted(tensor.shape, perm)
+                graph.set_input(node, index, graph.tensor(name, shape, tensor.dtype, True, value))
+            return None
+        producer = graph.producers.get(name)
+        own = permutation(producer) if producer is not None and producer.op_type == "Transpose" else None
+        if producer is not None and own is not None and len(own) == len(perm):
+            if own == inverse(perm):
+                graph.set_input(node, index, producer.inputs[0])
+            else:
+                graph.set_input(node, index, self.add(producer.inputs[0], compose(own, perm), node))
+            return producer
+        for user in graph.uses.get(name, ()):
+            if user.op_type == "Transpose" and permutation(user) == perm:
+                graph.set_input(node, index, user.outputs[0])
+                return None
+        graph.set_input(node, index, self.add(name, perm, node))
+        return None
+
+    def transpose_outputs(self, node: Node, perm: Permutation) -> None:
+        """Put a Transpose behind each output; the node itself writes the tensor before it."""
+        if perm == identity(len(perm)):
+            return
+        graph = self.graph
+        for index, name in enumerate(node.outputs):
+            if not name:
+                continue
+            tensor = graph.tensors[name]
+            before = graph.tensor(name, permuted(tensor.shape, inverse(perm)), tensor.dtype)
+            node.outputs[index] = before
+            graph.producers[before] = node
+            behind = Node("Transpose", "", f"{name}_transpose", [before], [name], {"perm": perm}, (), rank=node.rank)
+            del graph.producers[name]
+            graph.add(behind)
+            self.heir = self.heir or behind
+
+    def add(self, source: str, perm: Permutation, before: Node) -> str:
+        """A new Transpose in front of a node; returns what it writes."""
+        graph = self.graph
+        tensor = graph.tensors[source]
+        target = graph.tensor(source, permuted(tensor.shape, perm), tensor.dtype)
+        name = f"{before.name}_transpose"
+        node = graph.add(Node("Transpose", "", name, [source], [target], {"perm": perm}, (), rank=before.rank))
+        self.heir = self.heir or node
+        return target
+
+    def drop(self, transpose: Node) -> None:
+        """Remove a Transpose that nobody reads any more; its ONNX node lives on where it was pushed to."""
+        graph = self.graph
+        name = transpose.outputs[0]
+        if not graph.alive(transpose) or graph.uses.get(name) or name in graph.outputs:
+            return
+        graph.remove(transpose)
+        if self.heir is not None:
+            self.heir.ops = (*self.heir.ops, *transpose.ops)
+            graph.remark(transpose.ops, RULE, True, f"moved to {self.heir.name}")
+        else:
+            self.free(transpose)
+
+    def free(self, node: Node) -> None:
+        """Declare the ONNX nodes of a cancelled Transpose free."""
+        for op in node.ops:
+            self.graph.free[op] = "cancels against another Transpose"
+        self.graph.remark(node.ops, RULE, True, "cancels against another Transpose")
+
+    def unsqueeze_input(self, node: Node, index: int, missing: int) -> None:
+        """Give an input leading dims of 1, so that it has the rank of the others."""
+        graph = self.graph
+        name = node.inputs[index]
+        tensor = graph.tensors[name]
+        shape = (1,) * missing + tensor.shape
+        if graph.is_constant(name):
+            value = None if tensor.value is None else tensor.value.reshape(shape)
+            graph.set_input(node, index, graph.tensor(name, shape, tensor.dtype, True, value))
+            return
+        axes = tuple(range(missing))
+        target = graph.tensor(name, shape, tensor.dtype)
+        view = Node("Unsqueeze", "", f"{node.name}_view", [name], [target], {"axes": axes}, (), rank=node.rank)
+        graph.add(view)
+        graph.set_input(node, index, target)
+        producer = graph.producers.get(name)
+        perm = permutation(producer) if producer is not None and producer.op_type == "Transpose" else None
+        if perm is not None:
+            self.push_through(view, [0], perm, unsqueezed(axes, perm))
+
+
+def permutation(transpose: Node) -> Permutation | None:
+    """The `perm` of a Transpose; None where it is left to the default, which the runtime leaves alone."""
+    perm = transpose.attributes.get("perm")
+    return tuple(int(axis) for axis in perm) if isinstance(perm, tuple) else None
