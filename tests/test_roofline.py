@@ -1,6 +1,7 @@
 """The measured roofline: curves to levels, what the CPU is, and the graphs that are run."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -190,6 +191,13 @@ def test_this_machine_can_be_identified() -> None:
     assert 1 <= here.cores <= here.logical_cpus
     assert [cache.level for cache in here.caches] == sorted(cache.level for cache in here.caches)
     assert here.core.flop_per_cycle("float32") >= 2
+
+
+def test_theoretical_peak_is_cores_x_hz_x_lanes_x_units_x_2() -> None:
+    here = replace(processor.identify(), cores=4, core=Core("toy", 16, 2, True), told_frequency_hz=2e9)
+    assert processor.theoretical_flops(here, 3, 3e9) == {"float32": 3 * 3e9 * 16 * 2 * 2, "int8": 3 * 3e9 * 64 * 2 * 2}
+    assert processor.theoretical_flops(here, 8) == {"float32": 4 * 2e9 * 16 * 2 * 2, "int8": 4 * 2e9 * 64 * 2 * 2}
+    assert processor.theoretical_flops(replace(here, told_frequency_hz=None), 1) == {}
 
 
 def test_the_loop_jumps_back_to_its_first_multiplication() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Cache", "Core", "Processor", "core_of", "identify", "parse_cpuinfo", "read_caches"]
+__all__ = ["Cache", "Core", "Processor", "core_of", "identify", "parse_cpuinfo", "read_caches", "theoretical_flops"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +219,19 @@ def identify() -> Processor:
         pinnable=hasattr(os, "sched_setaffinity"),
         virtual="hypervisor" in flags,
     )
+
+
+def theoretical_flops(processor: Processor, threads: int, frequency_hz: float | None = None) -> dict[str, float]:
+    """Cores x Hz x lanes x FMA units x 2 by dtype, in FLOP/s; threads beyond the cores add nothing.
+
+    `frequency_hz` is the clock under load where it was measured; else what the system tells, and where that is
+    nothing the result is empty.
+    """
+    clock_hz = frequency_hz or processor.told_frequency_hz
+    if clock_hz is None:
+        return {}
+    cores = min(threads, processor.cores)
+    return {dtype: cores * clock_hz * processor.core.flop_per_cycle(dtype) for dtype in ("float32", "int8")}
 
 
 def _told_frequency_hz(cpuinfo: Mapping[str, str], cpu_folder: Path) -> float | None:

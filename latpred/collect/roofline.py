@@ -18,11 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latpred.collect.clock import measured_frequency_hz
 from latpred.collect.plateaus import levels_from, significant
-from latpred.collect.processor import Processor, identify
+from latpred.collect.processor import Processor, identify, theoretical_flops
 from latpred.device import Device
 from latpred.errors import InputError, MeasurementError
 
-__all__ = ["Progress", "bandwidth_curve", "dispatch_s", "measure_device", "peak_flops", "theoretical_flops"]
+__all__ = ["Progress", "bandwidth_curve", "dispatch_s", "measure_device", "peak_flops"]
 
 Progress = Callable[[str, float], None]
 """Called with what is measured now, and the share of the measurement that is done (0 to 1)."""
@@ -103,7 +103,9 @@ def measure_device(
         levels=levels_from(curve, processor.caches, processor.memory_bytes, threads),
         dispatch_s=launch_s,
         lanes={dtype: processor.core.width(dtype) for dtype in ("float32", "float64", "int8")},
-        theoretical_flops=theoretical_flops(processor, threads, frequency_hz),
+        theoretical_flops={
+            dtype: significant(flops) for dtype, flops in theoretical_flops(processor, threads, frequency_hz).items()
+        },
         peak_flops_by_threads=peaks,
         bandwidth_curve=tuple(curve),
         runtime="onnxruntime",
@@ -139,13 +141,6 @@ def peak_flops(threads: int = 1, seconds: float = 6.0) -> dict[str, float]:
     if "float32" not in peaks:
         raise MeasurementError("onnxruntime ran neither MatMul nor Conv in float32: reinstall it, then measure again")
     return peaks
-
-
-def theoretical_flops(processor: Processor, threads: int, frequency_hz: float) -> dict[str, float]:
-    """Cores x Hz x lanes x FMA units x 2 by dtype, in FLOP/s; threads beyond the cores add nothing."""
-    cores = min(threads, processor.cores)
-    per_cycle = {dtype: cores * processor.core.flop_per_cycle(dtype) for dtype in ("float32", "int8")}
-    return {dtype: significant(frequency_hz * flops) for dtype, flops in per_cycle.items()}
 
 
 def bandwidth_curve(
