@@ -140,8 +140,7 @@ class Forest:
                 walking, at, base, jump = walking[inner], at[inner], base[inner], jump[inner]
             left = flat[base + self.column[at]] <= self.value[at]
             at = at + np.where(left, np.uint16(1), jump)
-        sums: NDArray[np.float64] = np.bincount(row, self.value[node].astype(np.float64), len(counts))
-        return sums
+        return np.bincount(row, self.value[node].astype(np.float64), len(counts)).astype(np.float64)
 
     def save(self, path: str | Path) -> None:
         """Write as compressed npz; no pickle."""

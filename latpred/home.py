@@ -33,6 +33,7 @@ __all__ = [
     "find_model",
     "folders",
     "measured_device",
+    "missing_text",
     "own_home",
     "processor_name",
     "rules_for",
@@ -153,6 +154,20 @@ def collect_command(device: str = LOCAL, threads: int | None = None) -> str:
     'latpred collect --device local --threads 2'
     """
     return f"latpred collect --device {device}" + (f" --threads {threads}" if threads else "")
+
+
+def missing_text(device: str, threads: int | None, home: Place = None) -> str:
+    """Why there is no predictor, what there is, and the command that makes one; one line."""
+    counts = sorted({entry.threads for entry in available(home) if entry.device == device})
+    asked = f"{device!r}" + (f" with {threads} threads" if threads else "")
+    if counts:
+        return (
+            f"no predictor for {asked}, there is one for {', '.join(map(str, counts))}: "
+            f"run `{collect_command(device, threads)}`"
+        )
+    if device == LOCAL:
+        return f"no predictor for {asked}: run `{collect_command(device, threads)}`"
+    return f"no predictor for {asked}; {_choices(home)}"
 
 
 def processor_name() -> str:

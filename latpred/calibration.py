@@ -1,0 +1,211 @@
+"""From kernels to a network: what lies between kernels, and how far the sum may be off.
+
+Between kernels
+---------------
+``whole = scale * sum of kernels + per_launch_s * launches + fixed_s``, fitted on composite graphs that were timed
+whole and kernel by kernel. `per_launch_s` may be negative: a runtime's profiler adds to each kernel what the
+unprofiled run does not spend.
+
+The interval
+------------
+The logarithm of measured over predicted latency is scaled by what is expected of a network of these kernels:
+
+    spread^2 = floor^2 + sum over kinds (share of time)^2 * (spread of the kind)^2 * (r + (1 - r) * concentration)
+
+Errors of one kind are partly shared by all its shapes (r) and partly each shape's own, which average out unless few
+shapes take most of the time (concentration: the sum of squared shares within the kind). The multiple of this spread
+that covers a given share of held-out composite graphs is the conformal quantile of those graphs.
+
+References
+----------
+Lei, G'Sell, Rinaldo, Tibshirani, Wasserman: Distribution-free predictive inference for regression. JASA 113, 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, exp, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Between", "Calibration", "conformal_multiples", "fit_between", "kind_spread", "network_spread"]
+
+Floats = NDArray[np.float64]
+
+SHARED_ERROR = 0.3  # r above
+UNKNOWN_SPREAD = 0.7  # log of a factor of 2: what is assumed of a kind that nobody measured
+COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+DEFAULT_FLOOR = 0.02  # two processes, minutes apart, differ by so much
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Whole-network latency from the sum of its kernels."""
+
+    scale: float = 1.0
+    per_launch_s: float = 0.0
+    fixed_s: float = 0.0
+
+    def whole_s(self, kernels_s: float, launches: float) -> float:
+        """Latency of a network in s; never below half of its kernels.
+
+        Examples
+        --------
+        >>> Between(1.0, -1e-6, 5e-6).whole_s(1e-3, 100)  # 1000 us - 100 us + 5 us
+        0.000905
+        """
+        return max(self.scale * kernels_s + self.per_launch_s * launches + self.fixed_s, 0.5 * kernels_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How wide an interval has to be."""
+
+    floor: float = DEFAULT_FLOOR  # spread of a network whose kernels are all known exactly
+    kinds: Mapping[str, float] = field(default_factory=dict)  # spread of each kind, as a log ratio
+    multiples: tuple[tuple[float, float], ...] = ((0.5, 0.7), (0.9, 1.7))  # (coverage, multiple of the spread)
+
+    def interval_s(self, latency_s: float, spread: float, coverage: float) -> tuple[float, float]:
+        """Bounds in s around a prediction.
+
+        Examples
+        --------
+        >>> low_s, high_s = Calibration(multiples=((0.5, 1.0), (0.9, 2.0))).interval_s(1.0, 0.1, 0.9)
+        >>> round(low_s, 3), round(high_s, 3)  # exp(-0.2), exp(0.2)
+        (0.819, 1.221)
+        """
+        half = self.multiple(coverage) * spread
+        return latency_s * exp(-half), latency_s * exp(half)
+
+    def multiple(self, coverage: float) -> float:
+        """Multiple of the spread for a coverage between 0 and 1; beyond the last one known, it grows as 1/(1 - c)."""
+        known, multiples = zip(*((0.0, 0.0), *self.multiples), strict=True)
+        if coverage > known[-1]:
+            return float(multiples[-1] * sqrt((1 - known[-1]) / (1 - coverage)))
+        return float(np.interp(coverage, known, multiples))
+
+    def spread(self, kinds: Sequence[str], latencies_s: ArrayLike, shapes: Sequence[int]) -> float:
+        """`network_spread` with this calibration's kinds; unknown ones count as `UNKNOWN_SPREAD`."""
+        return network_spread(self.kinds, self.floor, kinds, np.asarray(latencies_s, np.float64), shapes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; `from_dict` reads them back."""
+        return {"floor": self.floor, "kinds": dict(self.kinds), "multiples": [list(pair) for pair in self.multiples]}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Calibration:
+        """A calibration from what `to_dict` gave."""
+        return cls(
+            float(row["floor"]),
+            {str(kind): float(spread) for kind, spread in row["kinds"].items()},
+            tuple((float(coverage), float(multiple)) for coverage, multiple in row["multiples"]),
+        )
+
+
+def network_spread(spreads: Mapping[str, float], floor: float, kinds: Sequence[str], latencies_s: Floats,
+                   shapes: Sequence[int]) -> float:
+    """Expected size of the log error of a network.
+
+    Parameters
+    ----------
+    spreads : mapping
+        Kind -> spread of its held-out log errors.
+    floor : float
+        Spread that stays when every kernel is known.
+    kinds : sequence of str, length n
+    latencies_s : ndarray, shape (n,)
+        What each kernel contributes, in s, its repetitions included.
+    shapes : sequence of int, length n
+        Equal numbers for kernels of equal shape: their errors are the same error.
+
+    Examples
+    --------
+    >>> round(network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [0, 0]), 4)
+    0.1
+    """
+    total = float(latencies_s.sum())
+    if total <= 0:
+        return max(floor, UNKNOWN_SPREAD)
+    of_shape: dict[str, dict[int, float]] = {}
+    for kind, latency_s, shape in zip(kinds, (latencies_s / total).tolist(), shapes, strict=True):
+        shares = of_shape.setdefault(kind, {})
+        shares[shape] = shares.get(shape, 0.0) + latency_s
+    variance = floor**2
+    for kind, shares in of_shape.items():
+        share = sum(shares.values())
+        own = sum(value**2 for value in shares.values())
+        variance += spreads.get(kind, UNKNOWN_SPREAD) ** 2 * (SHARED_ERROR * share**2 + (1 - SHARED_ERROR) * own)
+    return sqrt(variance)
+
+
+def kind_spread(log_errors: Floats, latencies_s: Floats) -> float:
+    """Spread of one kind: the size below which 68 % of its held-out log errors lie, slow kernels weighing more.
+
+    A handful of samples says little: the spread is drawn towards `UNKNOWN_SPREAD` as if four of such size had been
+    seen too.
+    """
+    if not len(log_errors):
+        return UNKNOWN_SPREAD
+    weight = np.sqrt(latencies_s / latencies_s.mean())
+    sizes = np.append(np.abs(log_errors), np.full(4, UNKNOWN_SPREAD))
+    weight = np.append(weight, np.ones(4))
+    order = np.argsort(sizes)
+    reached = np.cumsum(weight[order])
+    return float(sizes[order][np.searchsorted(reached, 0.68 * reached[-1])])
+
+
+def conformal_multiples(log_errors: Floats, spreads: Floats) -> tuple[tuple[float, float], ...]:
+    """Multiples of the spread that cover given shares of held-out networks, by the split-conformal quantile.
+
+    Of n networks the ``ceil((n + 1) * coverage)``-th smallest scaled error is taken; coverages that need more
+    networks than there are take the largest.
+
+    Examples
+    --------
+    >>> errors = np.arange(1, 20) / 100  # 19 networks: the 18th covers 90 %
+    >>> round(dict(conformal_multiples(errors, np.ones(19)))[0.9], 4)
+    0.18
+    """
+    scaled = np.sort(np.abs(log_errors) / spreads)
+    count = len(scaled)
+    if count == 0:
+        return Calibration().multiples
+    return tuple(
+        (coverage, float(scaled[min(ceil(round((count + 1) * coverage, 9)), count) - 1])) for coverage in COVERAGES
+    )
+
+
+def fit_between(kernels_s: ArrayLike, launches: ArrayLike, whole_s: ArrayLike) -> Between:
+    """What lies between kernels, from composite graphs measured whole and kernel by kernel.
+
+    Relative errors are minimised, outliers weighing less (Huber), with a pull towards "kernels simply add up".
+
+    Parameters
+    ----------
+    kernels_s : array_like, shape (n,)
+        Sum of the measured kernels of each graph, in s.
+    launches : array_like, shape (n,)
+    whole_s : array_like, shape (n,)
+        Latency of each whole graph without the profiler, in s.
+    """
+    whole = np.asarray(whole_s, np.float64)
+    if not len(whole):
+        return Between()
+    design = np.stack([np.asarray(kernels_s), np.asarray(launches), np.ones(len(whole))], axis=1) / whole[:, None]
+    # Prior: as much as one graph that is off by 5 % says scale 1 +- 0.03, 0 +- 2 us a launch, 0 +- 20 us a run.
+    expected, width = np.array([1.0, 0.0, 0.0]), np.array([0.03, 2e-6, 20e-6])
+    noise = 0.05
+    weight = np.ones(len(whole))
+    solution = expected
+    for _ in range(20):
+        left = design * (np.sqrt(weight) / noise)[:, None]
+        right = (1.0 - design @ expected) * np.sqrt(weight) / noise
+        matrix = left.T @ left + np.diag(1 / width**2)
+        solution = expected + np.linalg.solve(matrix, left.T @ right)
+        residual = np.abs(design @ solution - 1.0)
+        noise = float(np.clip(1.4826 * np.median(residual), 0.005, 0.2))
+        weight = np.minimum(1.0, 1.5 * noise / np.maximum(residual, 1e-12))
+    return Between(*(float(value) for value in solution))
