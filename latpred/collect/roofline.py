@@ -36,6 +36,9 @@ _SMALLEST_BYTES, _LARGEST_BYTES = 8 * KIB, 256 * MIB
 # A pass over a part this large takes long enough that threads run together although each call takes Python's lock.
 _SMALLEST_JOINT_PART_BYTES = 256 * KIB
 
+# A pass shorter than this share of what calling it costs cannot be told from the call.
+_SMALLEST_SHARE_OF_CALL = 0.1
+
 
 def measure_device(
     name: str,
@@ -78,11 +81,7 @@ def measure_device(
         )
     report = progress or _silent
     report("clock", 0.0)
-    measured_hz = measured_frequency_hz()
-    frequency_hz = measured_hz or processor.told_frequency_hz
-    if frequency_hz is None:
-        raise MeasurementError("the clock is neither measurable nor told here: write a device file by hand")
-    frequency_hz = significant(frequency_hz)
+    clocks_hz = [measured_frequency_hz()]
     counts = _thread_counts(threads, processor.cores)
     peaks: dict[int, dict[str, float]] = {}
     for index, count in enumerate(counts):
@@ -92,6 +91,13 @@ def measure_device(
     curve = bandwidth_curve(threads, _largest_bytes(processor), 0.5 * seconds)
     report("dispatch", 0.95)
     launch_s = dispatch_s(threads)
+    # The higher of before and after: a neighbour's load slows a clock for seconds, nothing speeds it up.
+    clocks_hz.append(measured_frequency_hz())
+    measured_hz = max((clock_hz for clock_hz in clocks_hz if clock_hz), default=None)
+    frequency_hz = measured_hz or processor.told_frequency_hz
+    if frequency_hz is None:
+        raise MeasurementError("the clock is neither measurable nor told here: write a device file by hand")
+    frequency_hz = significant(frequency_hz)
     report("done", 1.0)
     return Device(
         name=name,
@@ -149,23 +155,25 @@ def bandwidth_curve(
     """Bandwidth in B/s against working set in B, two points an octave from 8 KiB on.
 
     One pass reads half of the working set and writes the other half (``y = -x``), as an elementwise kernel does; the
-    fastest of many passes counts, less the cost of the call. Several threads take equal parts of the working set;
+    fastest of many passes counts, less the cost of the call; where that drowns the pass, the point is left out.
+    Several threads take equal parts of the working set;
     where a part is too small for them to run together, it is one thread's bandwidth times their number.
     """
     octaves = int(np.log2(largest_bytes / _SMALLEST_BYTES))
     sizes = [int(_SMALLEST_BYTES * 2 ** (step / 2)) // 64 * 64 for step in range(2 * octaves + 1)]
     budget_s = seconds / len(sizes)
-    call_s = _fastest_s(_pass_over(8), 0.05)
     points = []
     with ThreadPoolExecutor(threads) as pool:
         for size in sizes:
             part = max(size // threads, 64)
             if threads == 1 or part < _SMALLEST_JOINT_PART_BYTES:
-                pass_s = _fastest_s(_pass_over(part), budget_s) - call_s
-                points.append((size, threads * part / max(pass_s, 1e-9)))
+                pass_s = _pass_s(part, budget_s)
+                speed = threads * part / pass_s if pass_s else None
             else:
-                points.append((size, _joint_bandwidth(pool, threads, part, budget_s)))
-    return [(size, significant(speed)) for size, speed in points]
+                speed = _joint_bandwidth(pool, threads, part, budget_s)
+            if speed:
+                points.append((size, significant(speed)))
+    return points
 
 
 def dispatch_s(threads: int = 1, seconds: float = 1.0) -> float:
@@ -213,13 +221,9 @@ def _fastest_s(call: Callable[[], Any], seconds: float) -> float:
     call()
     first_s = time.perf_counter() - start
     batch = max(1, int(200e-6 / max(first_s, 1e-7)))
-    shortest_s, end = first_s, start + seconds
-    runs = 0
+    shortest_s, runs, end = first_s, 0, start + seconds
     while runs < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        for _ in range(batch):
-            call()
-        shortest_s = min(shortest_s, (time.perf_counter() - start) / batch)
+        shortest_s = min(shortest_s, _batch_s(call, batch))
         runs += 1
     return shortest_s
 
@@ -228,6 +232,30 @@ def _pass_over(size_bytes: int) -> Callable[[], Any]:
     source = np.ones(max(1, size_bytes // 8), np.float32)
     target = np.zeros_like(source)
     return lambda: np.negative(source, out=target)
+
+
+def _pass_s(size_bytes: int, seconds: float) -> float | None:
+    """Time in s of one pass without its call, or None where the call drowns it.
+
+    Passes and empty calls take turns, so that both meet the machine in the same mood.
+    """
+    one_pass, empty_call = _pass_over(size_bytes), _pass_over(8)
+    batch = max(1, 2**19 // size_bytes)
+    pass_s, call_s = float("inf"), float("inf")
+    rounds, end = 0, time.perf_counter() + seconds
+    while rounds < 3 or time.perf_counter() < end:
+        pass_s = min(pass_s, _batch_s(one_pass, batch))
+        call_s = min(call_s, _batch_s(empty_call, min(batch, 16)))
+        rounds += 1
+    alone_s = pass_s - call_s
+    return alone_s if alone_s > _SMALLEST_SHARE_OF_CALL * call_s else None
+
+
+def _batch_s(call: Callable[[], Any], batch: int) -> float:
+    start = time.perf_counter()
+    for _ in range(batch):
+        call()
+    return (time.perf_counter() - start) / batch
 
 
 def _joint_bandwidth(pool: ThreadPoolExecutor, threads: int, part_bytes: int, seconds: float) -> float:
