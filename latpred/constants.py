@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from latpred.tensors import DTYPE_NAMES, VALUE_LIMIT, AttributeValue, stored_tensor
+from latpred.tensors import DTYPE_NAMES, VALUE_LIMIT, Array, AttributeValue, stored_tensor
 
-__all__ = ["FOLDED", "Array", "evaluate", "filled", "fold"]
+__all__ = ["FOLDED", "evaluate", "filled", "fold"]
 
-Array = np.ndarray[Any, Any]
 Attributes = Mapping[str, AttributeValue]
 Inputs = Sequence[Array | None]
 Function = Callable[[Inputs, Attributes, int], Any]

@@ -6,29 +6,23 @@ Weights are never needed: they are skipped while the file is read, external data
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from itertools import zip_longest
 
-import numpy as np
 import onnx
 
 from latpred.binding import bind_inputs
 from latpred.bodies import CONTROL_FLOW
-from latpred.bounds import UPPER_BOUNDS
-from latpred.constants import Array, evaluate, filled, fold
 from latpred.errors import ModelError, ShapeError
 from latpred.loading import load
-from latpred.nodes import attribute_value, constant_of, copied, in_order, rename
-from latpred.sequences import sequence_result
-from latpred.shapes import NodeInference, Signature, domain_of, whole_graph_signatures
-from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, AttributeValue, Spec, Tensor, computed_tensor, stored_tensor
+from latpred.nodes import ParsedNode, copied, domain_of, in_order, parse, rename
+from latpred.propagation import Propagation
+from latpred.shapes import whole_graph_signatures
+from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, AttributeValue, Spec, Tensor, stored_tensor
 
 __all__ = ["ITEM_BYTES", "AttributeValue", "Graph", "Op", "Spec", "Tensor", "read", "walk"]
 
-RANDOM_OPS = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
 NAMED_LIMIT = 3  # ops that an error spells out
 
 
@@ -145,10 +139,8 @@ class _Reader:
     def __init__(self, model: onnx.ModelProto, notices: Sequence[str]) -> None:
         self.model = model
         self.notices = dict.fromkeys(notices)
-        self.inference = NodeInference(model.opset_import, model.ir_version)
         self.opsets = {domain_of(entry.domain): entry.version for entry in model.opset_import}
-        self.opset = self.opsets.get("", 1)
-        self.inferred: Mapping[str, Signature] = {}
+        self.propagation = Propagation(model.opset_import, self.opsets.get("", 1), model.ir_version)
         self.names: dict[str, int] = {}
         self.unknown: list[str] = []
         self.blocked: set[str] = set()  # names of unknown shape, so that only the first of a chain is blamed
@@ -162,10 +154,12 @@ class _Reader:
         for value in inputs:
             scope.tensors[value.name] = _input_tensor(value)
         self._store(scope, proto)
-        nodes = in_order(proto.node, scope.tensors.__contains__)
-        self._strip_for_inference(inputs, nodes)
-        self.inferred = whole_graph_signatures(self.model)
-        self._visit_all(scope, nodes)
+        nodes = [parse(node) for node in proto.node]
+        ordered = in_order(nodes, scope.tensors.__contains__)
+        self._strip_for_inference(inputs, None if ordered is nodes else ordered)
+        self.propagation.inferred = whole_graph_signatures(self.model)
+        for node in ordered:
+            self._visit(scope, node)
         if self.unknown:
             raise ShapeError(_unknown_text(self.unknown))
         for name in output_names:
@@ -176,7 +170,7 @@ class _Reader:
         )
 
     def _strip_for_inference(
-        self, inputs: Sequence[onnx.ValueInfoProto], nodes: Sequence[onnx.NodeProto]
+        self, inputs: Sequence[onnx.ValueInfoProto], reordered: Sequence[ParsedNode] | None
     ) -> None:
         """Leave what inference needs; what the file says of shapes may be stale."""
         proto = self.model.graph
@@ -184,10 +178,10 @@ class _Reader:
             kept = [copied(value) for value in inputs]
             del proto.input[:]
             proto.input.extend(kept)
-        if nodes is not proto.node:
-            ordered = [copied(node) for node in nodes]
+        if reordered is not None:
+            moved = [copied(node.proto) for node in reordered]
             del proto.node[:]
-            proto.node.extend(ordered)
+            proto.node.extend(moved)
         del proto.value_info[:]
         del proto.output[:]
         self.model.ir_version = max(self.model.ir_version, 4)
@@ -201,140 +195,69 @@ class _Reader:
             dense = stored_tensor(sparse.values.name, sparse.values)
             scope.tensors[dense.name] = Tensor(dense.name, tuple(sparse.dims), dense.dtype, True)
 
-    def _is_known_in(self, scope: _Scope) -> Callable[[str], bool]:
-        return lambda name: name in self.blocked or scope.find(name) is not None
-
     def _visit_all(self, scope: _Scope, nodes: Sequence[onnx.NodeProto]) -> None:
-        for node in nodes:
+        def is_known(name: str) -> bool:
+            return name in self.blocked or scope.find(name) is not None
+
+        for node in in_order([parse(node) for node in nodes], is_known):
             self._visit(scope, node)
 
-    def _visit(self, scope: _Scope, node: onnx.NodeProto) -> None:
-        op_type, domain = node.op_type, domain_of(node.domain)
-        names, output_names = tuple(node.input), tuple(node.output)
-        attributes: dict[str, AttributeValue] = {}
-        graphs: dict[str, onnx.GraphProto] = {}
-        literal: onnx.TensorProto | None = None
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                graphs[attribute.name] = attribute.g
-                continue
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                literal = attribute.t
-            value = attribute_value(attribute)
-            if value is not None:
-                attributes[attribute.name] = value
+    def _visit(self, scope: _Scope, node: ParsedNode) -> None:
+        tensors = scope.tensors
         inputs: list[Tensor | None] = []
-        for name in names:
-            tensor = scope.find(name) if name else None
-            if name and tensor is None and name not in self.blocked:
-                raise ModelError(
-                    f"{op_type} {node.name!r} reads {name!r}, which nothing produces: export the model again"
-                )
+        for name in node.inputs:
+            tensor = tensors.get(name)
+            if tensor is None and name:
+                tensor = scope.find(name)
+                if tensor is None:  # of unknown shape: only the first of a chain is blamed
+                    self.blocked.update(node.outputs)
+                    return
             inputs.append(tensor)
-        if any(name in self.blocked for name in names):
-            self.blocked.update(output_names)
+        if node.graphs and node.op_type in CONTROL_FLOW:
+            self._visit_control_flow(scope, node, inputs)
             return
-        if op_type == "If" and graphs and inputs[0] is not None and inputs[0].value is not None:
-            taken = bool(inputs[0].value.reshape(-1)[0])
-            self._inline(scope, graphs["then_branch" if taken else "else_branch"], output_names)
-            return
-        op_name = self._unique(node.name or f"{op_type}_{len(self.names)}")
-        if graphs and op_type in CONTROL_FLOW:
-            self._visit_control_flow(scope, op_name, op_type, (names, output_names), inputs, attributes, graphs)
-            return
-        for tensor in self._results(node, domain, inputs, attributes, literal, op_name):
-            if tensor.name:
-                scope.tensors[tensor.name] = tensor
-        scope.ops.append(Op(op_name, op_type, domain, names, output_names, attributes))
+        name = self._unique(node)
+        outputs, assumption = self.propagation.outputs(node, inputs, scope.outer is not None)
+        if assumption is not None:
+            self.notices[f"{node.op_type} {name!r}: {assumption}"] = None
+        for output_name, output in zip_longest(node.outputs, outputs):
+            if output is not None:
+                tensors[output_name] = output
+            elif output_name:
+                self._unknown(node, name, output_name, inputs)
+        scope.ops.append(Op(name, node.op_type, node.domain, node.inputs, node.outputs, node.attributes))
 
-    def _results(
-        self,
-        node: onnx.NodeProto,
-        domain: str,
-        inputs: Sequence[Tensor | None],
-        attributes: Mapping[str, AttributeValue],
-        literal: onnx.TensorProto | None,
-        op_name: str,
-    ) -> list[Tensor]:
-        """The outputs of a node that has no bodies; unknown ones are noted and left out."""
-        op_type = node.op_type
-        outputs = node.output
-        if not domain:
-            if op_type == "Constant":
-                return [constant_of(node)]
-            data = inputs[0] if inputs else None
-            if op_type == "Shape" and data is not None and data.dtype != "sequence":
-                start, end = cast("tuple[int, int | None]", (attributes.get("start", 0), attributes.get("end")))
-                dims = data.shape[start:end]
-                return [computed_tensor(outputs[0], np.array(dims, np.int64))]
-            if op_type == "Size" and data is not None and data.dtype != "sequence":
-                return [computed_tensor(outputs[0], np.array(data.spec.elements, np.int64))]
-        made_of_sequences = sequence_result(op_type, inputs, attributes)
-        if made_of_sequences is not None:
-            return [_named(made_of_sequences, outputs[0])]
-        constant = bool(inputs) and op_type not in RANDOM_OPS and all(t is None or t.constant for t in inputs)
-        values: list[Array] | None = None
-        foldable = constant and not domain and all(t is None or t.value is not None for t in inputs)
-        if foldable:
-            arrays = [None if t is None else t.value for t in inputs]
-            if op_type == "ConstantOfShape":
-                values = filled(arrays[0], literal)
-            else:
-                values = fold(op_type, arrays, attributes, self.opset, len(outputs))
-            if values is not None:
-                return [computed_tensor(name, value) for name, value in zip(outputs, values, strict=False)]
-        found: list[Signature | None] = [self.inferred.get(name) for name in outputs]
-        if not all(signature or not name for signature, name in zip(found, outputs, strict=True)):
-            inferred = self.inference.signatures(node, domain, inputs, attributes)
-            found = [new or old for old, new in zip(found, inferred, strict=True)]
-        if foldable and any(s is None or (s[1] in ("int64", "bool") and len(s[0]) < 2) for s in found):
-            values = evaluate(node, [t.value if t else None for t in inputs], self.model.opset_import)
-            if values is not None:
-                return [computed_tensor(name, value) for name, value in zip(outputs, values, strict=False)]
-        if any(signature is None and name for signature, name in zip(found, outputs, strict=True)):
-            bound = UPPER_BOUNDS.get(op_type)
-            if bound is not None and not domain:
-                found = [*bound(inputs, attributes), None, None, None][: len(outputs)]
-                self._notice(f"{op_type} {op_name!r}: its output size depends on the data; its upper bound is counted")
-        made = []
-        for name, signature in zip(outputs, found, strict=True):
-            if signature is not None:
-                made.append(Tensor(name, *signature, constant))
-            elif name:
-                self._unknown(op_type, domain, op_name, name, inputs)
-        return made
+    def _visit_control_flow(self, scope: _Scope, node: ParsedNode, inputs: Sequence[Tensor | None]) -> None:
+        if node.op_type == "If" and inputs[0] is not None and inputs[0].value is not None:
+            taken = "then_branch" if inputs[0].value.reshape(-1)[0] else "else_branch"
+            self._inline(scope, node.graphs[taken], node.outputs)
+            return
+        name = self._unique(node)
 
-    def _visit_control_flow(
-        self,
-        scope: _Scope,
-        op_name: str,
-        op_type: str,
-        names: tuple[tuple[str, ...], tuple[str, ...]],
-        inputs: Sequence[Tensor | None],
-        attributes: Mapping[str, AttributeValue],
-        graphs: Mapping[str, onnx.GraphProto],
-    ) -> None:
         def read_body(proto: onnx.GraphProto, given: Sequence[Tensor]) -> Graph:
             return self._body(proto, given, scope)
 
-        outcome = CONTROL_FLOW[op_type](inputs, attributes, graphs, read_body)
+        outcome = CONTROL_FLOW[node.op_type](inputs, node.attributes, node.graphs, read_body)
         for notice in outcome.notices:
-            self._notice(f"{op_type} {op_name!r}: {notice}")
-        for name, tensor in zip(names[1], outcome.outputs, strict=False):
+            self.notices[f"{node.op_type} {name!r}: {notice}"] = None
+        for output_name, tensor in zip_longest(node.outputs, outcome.outputs):
             if tensor is not None:
-                scope.tensors[name] = _unvalued(tensor, name)
-            elif name:
-                self.blocked.add(name)  # the op inside the body is named
-        scope.ops.append(Op(op_name, op_type, "", *names, attributes, outcome.bodies, outcome.repeat))
+                scope.tensors[output_name] = _unvalued(tensor, output_name)
+            elif output_name:
+                self.blocked.add(output_name)  # the op inside the body is named
+        scope.ops.append(
+            Op(
+                name, node.op_type, node.domain, node.inputs, node.outputs, node.attributes,
+                outcome.bodies, outcome.repeat,
+            )
+        )  # fmt: skip
 
     def _body(self, proto: onnx.GraphProto, given: Sequence[Tensor], outer: _Scope) -> Graph:
         scope = _Scope(outer)
         for value, tensor in zip(proto.input, given, strict=False):
             scope.tensors[value.name] = _unvalued(tensor, value.name)
         self._store(scope, proto)
-        inferred, self.inferred = self.inferred, {}
-        self._visit_all(scope, in_order(proto.node, self._is_known_in(scope)))
-        self.inferred = inferred
+        self._visit_all(scope, proto.node)
         outputs = tuple(value.name for value in proto.output)
         for name in outputs:
             scope.find(name)
@@ -353,33 +276,25 @@ class _Reader:
                 inlined.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
         rename(inlined, renamed)
         self._store(scope, inlined)
-        self._visit_all(scope, in_order(inlined.node, self._is_known_in(scope)))
+        self._visit_all(scope, inlined.node)
 
-    def _unique(self, name: str) -> str:
-        count = self.names.get(name)
-        if count is None:
-            self.names[name] = 0
-            return name
-        while f"{name}_{count + 1}" in self.names:
+    def _unique(self, node: ParsedNode) -> str:
+        """The node's name, with a number behind it where the name is taken."""
+        name = wanted = node.name or f"{node.op_type}_{len(self.names)}"
+        count = self.names.get(name, 0)
+        while name in self.names:
             count += 1
-        self.names[name] = count + 1
-        return self._unique(f"{name}_{count + 1}")
+            name = f"{wanted}_{count}"
+        self.names[wanted] = count
+        self.names.setdefault(name, 0)
+        return name
 
-    def _notice(self, text: str) -> None:
-        self.notices[text] = None
-
-    def _unknown(self, op_type: str, domain: str, op_name: str, output: str, inputs: Sequence[Tensor | None]) -> None:
-        given = ", ".join("-" if t is None else f"{t.dtype}{list(t.shape)}" for t in inputs)
-        label = f"{domain}.{op_type}" if domain else op_type
+    def _unknown(self, node: ParsedNode, name: str, output: str, inputs: Sequence[Tensor | None]) -> None:
         if output not in self.blocked:
-            self.unknown.append(f"{label} {op_name!r} ({given})")
+            given = ", ".join("-" if t is None else f"{t.dtype}{list(t.shape)}" for t in inputs)
+            label = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            self.unknown.append(f"{label} {name!r} ({given})")
             self.blocked.add(output)
-
-
-def _named(result: Tensor | tuple[Tensor, ...], name: str) -> Tensor:
-    if isinstance(result, Tensor):
-        return replace(result, name=name)
-    return Tensor(name, (), "sequence", items=result)
 
 
 def _unvalued(tensor: Tensor, name: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeVar
 
@@ -12,13 +13,23 @@ import onnx
 from latpred.errors import ModelError
 from latpred.tensors import AttributeValue, Tensor, computed_tensor, stored_tensor
 
-__all__ = ["attribute_value", "constant_of", "copied", "in_order", "rename"]
+__all__ = [
+    "ParsedNode",
+    "attribute_value",
+    "constant_of",
+    "copied",
+    "domain_of",
+    "in_order",
+    "parse",
+    "rename",
+]
 
 TENSOR_ATTRIBUTE_LIMIT = 64  # elements; a larger tensor attribute is left to the tensor that it becomes
 
 Message = TypeVar("Message", onnx.NodeProto, onnx.GraphProto, onnx.ValueInfoProto)
 
 A = onnx.AttributeProto
+GRAPH, TENSOR = int(A.GRAPH), int(A.TENSOR)
 GETTERS: Mapping[int, Callable[[Any], AttributeValue | None]] = {
     A.FLOAT: lambda a: float(a.f),
     A.INT: lambda a: int(a.i),
@@ -29,6 +40,55 @@ GETTERS: Mapping[int, Callable[[Any], AttributeValue | None]] = {
     A.TENSOR: lambda a: _small_values(a.t),
 }
 GUESSED_TYPES = (("f", A.FLOAT), ("i", A.INT), ("s", A.STRING), ("t", A.TENSOR))
+
+
+@dataclass(slots=True)
+class ParsedNode:
+    """A NodeProto taken apart once; `graphs` are the bodies that lie in its attributes."""
+
+    proto: onnx.NodeProto
+    name: str
+    op_type: str
+    domain: str  # empty for the standard one
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, AttributeValue]
+    graphs: dict[str, onnx.GraphProto]
+    literal: onnx.TensorProto | None  # the tensor among the attributes
+
+
+def parse(node: onnx.NodeProto) -> ParsedNode:
+    """Take a node apart."""
+    attributes: dict[str, AttributeValue] = {}
+    graphs: dict[str, onnx.GraphProto] = {}
+    literal = None
+    for attribute in node.attribute:
+        kind = attribute.type
+        if kind == GRAPH:
+            graphs[attribute.name] = attribute.g
+            continue
+        if kind == TENSOR:
+            literal = attribute.t
+        getter = GETTERS.get(kind)
+        value = getter(attribute) if getter is not None else attribute_value(attribute)
+        if value is not None:
+            attributes[attribute.name] = value
+    return ParsedNode(
+        node,
+        node.name,
+        node.op_type,
+        domain_of(node.domain),
+        tuple(node.input),
+        tuple(node.output),
+        attributes,
+        graphs,
+        literal,
+    )
+
+
+def domain_of(written: str) -> str:
+    """The domain as latpred writes it: the standard one is empty."""
+    return "" if written == "ai.onnx" else written
 
 
 def attribute_value(attribute: onnx.AttributeProto) -> AttributeValue | None:
@@ -93,12 +153,12 @@ def copied(message: Message) -> Message:
     return fresh
 
 
-def in_order(nodes: Sequence[onnx.NodeProto], known: Callable[[str], bool]) -> Sequence[onnx.NodeProto]:
+def in_order(nodes: Sequence[ParsedNode], known: Callable[[str], bool]) -> Sequence[ParsedNode]:
     """The nodes so that each stands behind those that it reads from: `nodes` itself where it is so already.
 
     Parameters
     ----------
-    nodes : sequence of NodeProto
+    nodes : sequence of ParsedNode
     known : function of str
         Whether a name is there before the first node.
 
@@ -109,19 +169,20 @@ def in_order(nodes: Sequence[onnx.NodeProto], known: Callable[[str], bool]) -> S
     """
     made: set[str] = set()
     for node in nodes:
-        if not all(name in made or not name or known(name) for name in node.input):
-            return _sorted(nodes, known)
-        made.update(node.output)
+        for name in node.inputs:
+            if name and name not in made and not known(name):
+                return _sorted(nodes, known)
+        made.update(node.outputs)
     return nodes
 
 
-def _sorted(nodes: Sequence[onnx.NodeProto], known: Callable[[str], bool]) -> list[onnx.NodeProto]:
-    producer = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+def _sorted(nodes: Sequence[ParsedNode], known: Callable[[str], bool]) -> list[ParsedNode]:
+    producer = {name: index for index, node in enumerate(nodes) for name in node.outputs if name}
     waiting: list[int] = []
     users: list[list[int]] = [[] for _ in nodes]
     for index, node in enumerate(nodes):
-        read = {name for name in _names_read(node) if name}
-        for name in node.input:
+        read = {name for name in _names_read(node.proto) if name}
+        for name in node.inputs:
             if name and name not in producer and not known(name):
                 raise ModelError(
                     f"{node.op_type} {node.name!r} reads {name!r}, which nothing produces: export the model again"

@@ -10,9 +10,10 @@ import onnx
 from onnx import defs, numpy_helper, shape_inference
 
 from latpred.contrib import CONTRIB_SHAPES, Signature
-from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, AttributeValue, Tensor
+from latpred.nodes import ParsedNode, domain_of
+from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, Array, Tensor
 
-__all__ = ["NodeInference", "Signature", "domain_of", "signature_of", "whole_graph_signatures"]
+__all__ = ["NodeInference", "Signature", "signature_of", "whole_graph_signatures"]
 
 # outputs that onnx's own inference leaves open: op -> function of (inputs, opset) -> signatures of all outputs
 SUPPLEMENTS: Mapping[str, Callable[[Sequence[Tensor | None], int], list[Signature | None]]] = {
@@ -60,11 +61,6 @@ def signature_of(declared: onnx.TypeProto) -> Signature | None:
     return tuple(sizes), name
 
 
-def domain_of(written: str) -> str:
-    """The domain as latpred writes it: the standard one is empty."""
-    return "" if written == "ai.onnx" else written
-
-
 class NodeInference:
     """Infers node by node; nodes that are alike in everything that matters are inferred once."""
 
@@ -73,51 +69,41 @@ class NodeInference:
         self._versions = {domain_of(entry.domain): entry.version for entry in opset_imports}
         self._ir_version = ir_version
         self._schemas: dict[tuple[str, str], defs.OpSchema | None] = {}
-        self._known: dict[tuple[object, ...], list[onnx.TypeProto | None]] = {}
+        self._known: dict[tuple[object, ...], list[Signature | None]] = {}
 
-    def signatures(
-        self,
-        node: onnx.NodeProto,
-        domain: str,
-        inputs: Sequence[Tensor | None],
-        attributes: Mapping[str, AttributeValue],
-    ) -> list[Signature | None]:
+    def signatures(self, node: ParsedNode, inputs: Sequence[Tensor | None]) -> list[Signature | None]:
         """Shape and dtype of each output; None where they stay unknown."""
+        blank: list[Signature | None] = [None] * len(node.outputs)
         if any(t is not None and t.dtype not in DTYPE_CODES for t in inputs):
-            return [None] * len(node.output)  # sequences have no type that could be handed on
+            return blank  # sequences have no type that could be handed on
         contrib = CONTRIB_SHAPES.get(node.op_type)
-        if contrib is not None and self._schema(node.op_type, domain) is None:
+        if contrib is not None and self._schema(node.op_type, node.domain) is None:
             try:
-                found = contrib([None if t is None else (t.shape, t.dtype) for t in inputs], attributes)
+                found = contrib([None if t is None else (t.shape, t.dtype) for t in inputs], node.attributes)
             except (AssertionError, IndexError, KeyError, TypeError, ValueError):
-                found = []  # inputs that the rule does not cover: unknown, and named by the caller
-            return [*found, *[None] * len(node.output)][: len(node.output)]
-        types = self.types(node, domain, inputs)
-        inferred = [None if declared is None else signature_of(declared) for declared in types]
-        if None in inferred and not domain and node.op_type in SUPPLEMENTS:
+                return blank  # inputs that the rule does not cover: the caller names the op
+            return [*found, *blank][: len(blank)]
+        inferred = self._inferred(node, inputs)
+        if None in inferred and not node.domain and node.op_type in SUPPLEMENTS:
             supplement = SUPPLEMENTS[node.op_type](inputs, self._versions.get("", 1))
-            padded = [*supplement, *[None] * len(inferred)]
-            inferred = [mine or more for mine, more in zip(inferred, padded, strict=False)]
+            inferred = [mine or more for mine, more in zip(inferred, [*supplement, *blank], strict=False)]
         return inferred
 
-    def types(
-        self, node: onnx.NodeProto, domain: str, inputs: Sequence[Tensor | None]
-    ) -> list[onnx.TypeProto | None]:
-        """What onnx infers for each output, open dims and all."""
-        schema = self._schema(node.op_type, domain)
+    def _inferred(self, node: ParsedNode, inputs: Sequence[Tensor | None]) -> list[Signature | None]:
+        schema = self._schema(node.op_type, node.domain)
         if schema is None:
-            return [None] * len(node.output)
-        data = {t.name: t for t in inputs if t is not None and t.value is not None and _is_shape_data(t)}
+            return [None] * len(node.outputs)
+        data = {t.name: t.value for t in inputs if t is not None and t.value is not None and _is_shape_data(t.value)}
         key = (
-            domain,
+            node.domain,
             node.op_type,
-            len(node.output),
-            b"".join([a.SerializeToString() for a in node.attribute]),
-            *(t and (t.shape, t.dtype, t.name in data and t.value is not None and t.value.tobytes()) for t in inputs),
+            len(node.outputs),
+            b"".join([attribute.SerializeToString() for attribute in node.proto.attribute]),
+            *(t and (t.shape, t.dtype, data[t.name].tobytes() if t.name in data else None) for t in inputs),
         )
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._infer(schema, node, inputs, data)
+            known = self._known[key] = self._infer(schema, node.proto, inputs, data)
         return known
 
     def _schema(self, op_type: str, domain: str) -> defs.OpSchema | None:
@@ -134,20 +120,20 @@ class NodeInference:
         schema: defs.OpSchema,
         node: onnx.NodeProto,
         inputs: Sequence[Tensor | None],
-        data: Mapping[str, Tensor],
-    ) -> list[onnx.TypeProto | None]:
+        data: Mapping[str, Array],
+    ) -> list[Signature | None]:
         try:
             found = shape_inference.infer_node_outputs(
                 schema,
                 node,
                 {t.name: declared_type(t) for t in inputs if t is not None},
-                {name: numpy_helper.from_array(t.value) for name, t in data.items() if t.value is not None},
+                {name: numpy_helper.from_array(value) for name, value in data.items()},
                 opset_imports=self._imports,
                 ir_version=self._ir_version,
             )
         except (shape_inference.InferenceError, RuntimeError, ValueError, KeyError, TypeError):
             return [None] * len(node.output)  # the caller names the op
-        return [found.get(name) for name in node.output]
+        return [signature_of(found[name]) if name in found else None for name in node.output]
 
 
 def declared_type(tensor: Tensor) -> onnx.TypeProto:
@@ -161,10 +147,9 @@ def declared_type(tensor: Tensor) -> onnx.TypeProto:
     return declared
 
 
-def _is_shape_data(tensor: Tensor) -> bool:
-    assert tensor.value is not None
-    limit = INTEGER_DATA_LIMIT if tensor.value.dtype.kind in "iub" else FLOAT_DATA_LIMIT
-    return tensor.value.size <= limit and tensor.value.dtype.kind in "iubf"
+def _is_shape_data(value: Array) -> bool:
+    limit = INTEGER_DATA_LIMIT if value.dtype.kind in "iub" else FLOAT_DATA_LIMIT
+    return value.size <= limit and value.dtype.kind in "iubf"
 
 
 def _same(data: Tensor | None) -> Signature | None:

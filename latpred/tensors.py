@@ -15,6 +15,7 @@ __all__ = [
     "DTYPE_NAMES",
     "ITEM_BYTES",
     "VALUE_LIMIT",
+    "Array",
     "AttributeValue",
     "Spec",
     "Tensor",
@@ -23,6 +24,7 @@ __all__ = [
     "stored_tensor",
 ]
 
+Array = np.ndarray[Any, Any]
 AttributeValue = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
 VALUE_LIMIT = 4096  # elements; a larger constant is known by its shape only
@@ -107,7 +109,7 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     constant: bool = False
-    value: np.ndarray[Any, Any] | None = field(default=None, compare=False)
+    value: Array | None = field(default=None, compare=False)
     items: tuple[Tensor, ...] | None = None
 
     @property
@@ -121,7 +123,7 @@ def stored_tensor(name: str, stored: onnx.TensorProto) -> Tensor:
     shape = tuple(stored.dims)
     elements = prod(shape)
     code = stored.data_type
-    value: np.ndarray[Any, Any] | None = None
+    value: Array | None = None
     if elements <= VALUE_LIMIT and stored.data_location != onnx.TensorProto.EXTERNAL:
         raw_dtype = RAW_DTYPES.get(code)
         raw = stored.raw_data
@@ -135,12 +137,12 @@ def stored_tensor(name: str, stored: onnx.TensorProto) -> Tensor:
     return Tensor(name, shape, DTYPE_NAMES.get(code, "undefined"), True, value)
 
 
-def computed_tensor(name: str, value: np.ndarray[Any, Any]) -> Tensor:
+def computed_tensor(name: str, value: Array) -> Tensor:
     """The constant that a value computed while reading makes."""
     return Tensor(name, value.shape, dtype_of(value), True, value)
 
 
-def dtype_of(value: np.ndarray[Any, Any]) -> str:
+def dtype_of(value: Array) -> str:
     """The dtype as latpred names it.
 
     Examples
