@@ -31,6 +31,7 @@ SEALED = ("forest.npz", "device.toml")  # files whose checksum must match; rules
 class KindSummary:
     """What was learned of one kind, and how well; errors are held out, as fractions."""
 
+    kind: str
     rows: int
     shapes: int
     share: float  # of the measured time

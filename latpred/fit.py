@@ -1,0 +1,239 @@
+"""Dataset -> predictor: fits every kind, calibrates the sum and its interval on held-out kernels, saves the bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latpred.bundle import Bundle, KindSummary, Manifest
+from latpred.calibration import (
+    DEFAULT_FLOOR,
+    Between,
+    Calibration,
+    conformal_multiples,
+    fit_between,
+    kind_spread,
+    network_spread,
+)
+from latpred.device import Device, load_toml
+from latpred.errors import ArtefactError
+from latpred.forest import Forest
+from latpred.kernels.features import FEATURES
+from latpred.kernels.fusion import RuleBook, default_rules
+from latpred.metrics import Errors, errors_of
+from latpred.regressor import FittedKind, Samples, Settings, fit_kinds
+from latpred.store import Dataset, KernelSample, Meta
+
+__all__ = ["FitReport", "WholeGraph", "fit", "fit_samples", "whole_graphs"]
+
+Floats = NDArray[np.float64]
+
+FEWEST_GRAPHS = 10  # composite graphs below which no interval is calibrated on them
+FURTHEST_SHIFT = 0.05  # held-out graphs may move the scale by so much at most, as a log ratio
+
+
+@dataclass(frozen=True, slots=True)
+class WholeGraph:
+    """A composite graph that was timed whole and kernel by kernel."""
+
+    record: int  # its index in the dataset
+    kernels_s: float  # sum of its measured kernels
+    launches: int
+    whole_s: float  # without the profiler
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """What a fit reached on kernels that it did not see."""
+
+    kinds: tuple[KindSummary, ...]  # slowest first
+    graphs: Errors | None  # held-out composite graphs; None where too few were timed whole
+    bundle: Bundle
+
+
+def fit(
+    dataset_path: str | os.PathLike[str],
+    models_path: str | os.PathLike[str],
+    jobs: int = 1,
+    settings: Settings | None = None,
+) -> FitReport:
+    """Fit a dataset's kernels and save the predictor.
+
+    Parameters
+    ----------
+    dataset_path : path
+        Folder that `latpred collect` filled.
+    models_path : path
+        Folder of the predictor; written anew.
+    jobs : int
+        Processes; -1 for one a core.
+    settings : Settings, optional
+        How trees are grown.
+
+    Raises
+    ------
+    ArtefactError
+        When there is no dataset, or it lacks its device.
+    InputError
+        When nothing was measured.
+    """
+    folder = Path(dataset_path)
+    dataset = Dataset.open(folder)
+    if not (folder / "device.toml").is_file():
+        raise ArtefactError(f"{folder}: device.toml is needed beside the measurements: run `latpred collect` again")
+    rules = RuleBook.load(folder / "rules.toml") if (folder / "rules.toml").is_file() else default_rules()
+    report = fit_samples(
+        dataset.kernels(),
+        whole_graphs(dataset.records()),
+        load_toml(folder / "device.toml"),
+        rules,
+        dataset.meta,
+        jobs,
+        settings,
+    )
+    report.bundle.save(Path(models_path))
+    return report
+
+
+def whole_graphs(records: Iterable[dict[str, Any]]) -> list[WholeGraph]:
+    """The records that were timed whole, repeats and disturbed ones left out."""
+    graphs = []
+    for index, record in enumerate(records):
+        whole_s = float(record.get("latency", {}).get("median_s", 0.0))
+        kernels = record.get("kernels", [])
+        if record.get("role", "sample") != "sample" or whole_s <= 0 or not kernels:
+            continue
+        repeats = [int(row.get("repeat", 1)) for row in kernels]
+        kernels_s = sum(float(row["latency_s"]) * repeat for row, repeat in zip(kernels, repeats, strict=True))
+        graphs.append(WholeGraph(index, kernels_s, sum(repeats), whole_s))
+    return graphs
+
+
+def fit_samples(
+    rows: Sequence[KernelSample],
+    graphs: Sequence[WholeGraph],
+    device: Device,
+    rules: RuleBook,
+    meta: Meta,
+    jobs: int = 1,
+    settings: Settings | None = None,
+) -> FitReport:
+    """Fit measured kernels; nothing is read or written.
+
+    Parameters
+    ----------
+    rows : sequence of KernelSample
+        Each carries the index of the record that it ran in.
+    graphs : sequence of WholeGraph
+    device, rules, meta
+        What they were measured on.
+    jobs, settings
+        As in `fit`.
+    """
+    samples = Samples(
+        [row.kernel for row in rows],
+        np.array([row.latency_s for row in rows]),
+        np.array([row.weight for row in rows]),
+        [row.group for row in rows],
+    )
+    kinds = fit_kinds(samples, device, settings, jobs)
+    summaries = sorted((_summary(kind, samples.latency_s) for kind in kinds), key=lambda row: -row.share)
+    held_out_s = np.zeros(len(rows))
+    spreads: dict[str, float] = {}
+    for kind in kinds:
+        measured_s = samples.latency_s[kind.members]
+        held_out_s[kind.members] = kind.held_out_s
+        spreads[kind.kind] = kind_spread(np.log(measured_s / kind.held_out_s), measured_s)
+    computing = {row.kernel.inputs[0].dtype for row in rows if row.kernel.inputs and row.kernel.work.macs}
+    between, calibration, errors = _calibrate(rows, graphs, held_out_s, spreads, _floor_of(meta))
+    manifest = Manifest(
+        device=meta.device,
+        processor=meta.processor,
+        runtime=meta.runtime,
+        runtime_version=meta.runtime_version,
+        threads=meta.threads,
+        provider=meta.provider,
+        latpred_version=_own_version(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        records=len({row.record for row in rows}),
+        rows=len(rows),
+        dtypes=tuple(sorted(computing)),
+        kinds={summary.kind: summary for summary in summaries},
+        between=between,
+        calibration=calibration,
+        noise_floor=dict(meta.noise_floor),
+    )
+    forest = Forest.compile({kind.kind: kind.model for kind in kinds if kind.model}, FEATURES)
+    return FitReport(tuple(summaries), errors, Bundle(manifest, forest, device, rules))
+
+
+def _summary(kind: FittedKind, latency_s: Floats) -> KindSummary:
+    measured_s = latency_s[kind.members]
+    errors = errors_of(kind.held_out_s, measured_s)
+    return KindSummary(
+        kind.kind,
+        kind.rows,
+        kind.groups,
+        float(measured_s.sum() / latency_s.sum()),
+        bool(kind.model),
+        kind.ratio,
+        errors.median,
+        errors.mape,
+        errors_of(kind.roofline_s, measured_s).mape,
+    )
+
+
+def _calibrate(
+    rows: Sequence[KernelSample],
+    graphs: Sequence[WholeGraph],
+    held_out_s: Floats,
+    spreads: dict[str, float],
+    floor: float,
+) -> tuple[Between, Calibration, Errors | None]:
+    """What lies between kernels, and the interval, on graphs whose every kernel is predicted held out."""
+    between = fit_between(
+        [g.kernels_s for g in graphs], [g.launches for g in graphs], [g.whole_s for g in graphs]
+    )
+    if len(graphs) < FEWEST_GRAPHS:
+        return between, Calibration(floor, spreads), None
+    members: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        members.setdefault(row.record, []).append(index)
+    predicted, measured, expected = [], [], []
+    for graph in graphs:
+        inside = members.get(graph.record, [])
+        if not inside:
+            continue
+        # Rows of equal kernels were merged: their held-out error, in sum, is carried over to the whole graph.
+        off = held_out_s[inside].sum() / sum(rows[i].latency_s for i in inside)
+        predicted.append(between.whole_s(graph.kernels_s * off, graph.launches))
+        measured.append(graph.whole_s)
+        expected.append(
+            network_spread(spreads, floor, [rows[i].kernel.kind for i in inside], held_out_s[inside], list(inside))
+        )
+    shift = float(np.clip(np.median(np.log(np.divide(measured, predicted))), -FURTHEST_SHIFT, FURTHEST_SHIFT))
+    factor = float(np.exp(shift))
+    between = Between(between.scale * factor, between.per_launch_s * factor, between.fixed_s * factor)
+    predicted = [value * factor for value in predicted]
+    multiples = conformal_multiples(np.log(np.divide(measured, predicted)), np.array(expected))
+    return between, Calibration(floor, spreads, multiples), errors_of(predicted, measured)
+
+
+def _floor_of(meta: Meta) -> float:
+    """Spread that two measurements of one network have, at least what is usual."""
+    return max([DEFAULT_FLOOR, *(float(value) for key, value in meta.noise_floor.items() if key == "network")])
+
+
+def _own_version() -> str:
+    try:
+        return version("latpred")
+    except PackageNotFoundError:
+        return "uninstalled"
