@@ -45,18 +45,27 @@ class Pusher:
 
         self.graph = graph
         self.handlers = {**HANDLERS, **PROVIDER_HANDLERS} if provider else HANDLERS
-        self.leading: set[str] = set()  # tensors from which supported ops lead to a Transpose
+        self.leading: dict[str, set[Permutation]] = {}  # tensor -> transposes to which supported ops lead from it
         self.heir: Node | None = None  # takes over the ONNX node of a Transpose that was pushed
 
     def find_paths(self, order: list[Node]) -> None:
         """Walk backwards from the transposes that are there."""
         for node in reversed(order):
             if node.op_type == "Transpose":
-                self.leading.add(node.inputs[0])
-            elif any(name in self.leading for name in node.outputs):
-                handler = self.handlers.get((node.domain, node.op_type))
-                if handler is not None and handler.transposes_outputs:
-                    self.leading.update(node.inputs[index] for index in handler.inputs(self.graph, node))
+                perm = permutation(node)
+                self.leading.setdefault(node.inputs[0], set()).update((perm,) if perm else ())
+                continue
+            reached = [self.leading[name] for name in node.outputs if name in self.leading]
+            handler = self.handlers.get((node.domain, node.op_type)) if reached else None
+            if handler is not None and handler.transposes_outputs:
+                for index in handler.inputs(self.graph, node):
+                    self.leading.setdefault(node.inputs[index], set()).update(*reached)
+
+    def _leads_on(self, name: str, perm: Permutation) -> bool:
+        """Whether a Transpose behind a tensor is likely to meet another: the one that reads it, or its inverse."""
+        if name not in self.leading or name in self.graph.outputs:
+            return False
+        return len(self.graph.uses.get(name, ())) == 1 or inverse(perm) in self.leading[name]
 
     def visit(self, node: Node) -> None:
         """Push the first Transpose that feeds the node and is worth it."""
@@ -77,7 +86,7 @@ class Pusher:
             return False
         if node.op_type != "Transpose":
             cost = sum(self._input_cost(node.inputs[i], perm) for i in inputs)
-            if cost < 0 and handler.transposes_outputs and not any(name in self.leading for name in node.outputs):
+            if cost < 0 and handler.transposes_outputs and not any(self._leads_on(name, perm) for name in node.outputs):
                 cost += max(self._dims(name) for name in node.outputs if name)
             if cost >= 0:
                 self.graph.remark(
