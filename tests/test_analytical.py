@@ -158,6 +158,12 @@ def test_a_convolution_reads_each_position_under_its_tile_once(kernel: int, stri
     assert terms.on_chip_s == pytest.approx(4 * (positions * 8 + weights + outputs) / 1e6)
 
 
+def test_each_group_reads_its_own_channels() -> None:
+    terms = analytical_terms(convolution(16, 16, 4, 1, group=2), device(shared_speed=1e6))
+    inputs, weights, outputs = 4 * 4 * 16, 16 * 8, 4 * 4 * 16  # one tile over both groups: 8 channels of each
+    assert terms.on_chip_s == pytest.approx(4 * (inputs + weights + outputs) / 1e6)
+
+
 def test_off_chip_traffic_is_all_of_it_when_nothing_is_held() -> None:
     kernel = product(64, 100, 8)
     terms = analytical_terms(kernel, device(off_chip_speed=1e9))
