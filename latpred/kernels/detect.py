@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from latpred.graph import Graph, Spec
 from latpred.kernels import activations, integer_kernels, normalization, products, quantization, rearrangement
 from latpred.kernels.blocked import block_channels
+from latpred.kernels.channels_last import channels_last
 from latpred.kernels.convolution import fuse_conv_activation, fuse_conv_add_activation, fuse_conv_weights, fuse_pads
 from latpred.kernels.elimination import drop_no_ops, fold_constants, share_subexpressions
 from latpred.kernels.functions import inline_functions
@@ -73,6 +74,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 2", products.matmul_transpose),
     ("level 2", quantization.qdq_cleanup),
     ("layout", block_channels),
+    ("layout", channels_last),
     ("layout", fuse_conv_add_activation),
 )
 
