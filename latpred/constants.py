@@ -41,6 +41,8 @@ def fold(
     function = FOLDED.get(op_type)
     if function is None:
         return None
+    if op_type == "Split":
+        attributes = {"num_outputs": output_count, **attributes}
     try:
         with np.errstate(all="ignore"):
             result = function(inputs, attributes, opset)
@@ -211,8 +213,9 @@ def _split(inputs: Inputs, attributes: Attributes, opset: int) -> Any:
     assert data is not None
     axis = int(attributes.get("axis", 0))  # type: ignore[arg-type]
     sizes = attributes.get("split") or (_ints(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None)
-    if sizes is None:
-        raise _Declined  # equal parts need the number of outputs
+    if sizes is None:  # equal parts, the last one smaller
+        size = -(-data.shape[axis] // int(attributes["num_outputs"]))  # type: ignore[arg-type]
+        sizes = [size] * int(attributes["num_outputs"])  # type: ignore[arg-type]
     return list(np.split(data, np.cumsum(sizes)[:-1], axis))
 
 

@@ -6,22 +6,26 @@ of initializers, same small constants, same inputs, outputs and opsets, same bou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from math import prod
 
 import onnx
+
+from latpred.loading import load
+from latpred.tensors import VALUE_LIMIT
 
 __all__ = ["fingerprint"]
 
 # int64 and bool hold shapes, axes and masks; of the other dtypes only scalars and scales may steer a shape
 STEERING_TYPES = frozenset({int(onnx.TensorProto.INT64), int(onnx.TensorProto.BOOL)})
-STEERING_BYTES = 32768  # as much as constant propagation looks at
-SMALL_BYTES = 64  # 16 float32
+SCALE_LIMIT = 16  # elements
 FAT_NODE_BYTES = 4096  # a larger node may hold a tensor or a body
 
 
 def fingerprint(
-    model: onnx.ModelProto,
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> bytes:
@@ -35,6 +39,7 @@ def fingerprint(
     >>> fingerprint(model) == fingerprint(other)
     False
     """
+    model = source if isinstance(source, onnx.ModelProto) else load(source)
     bound = (sorted((dims or {}).items()), sorted((name, tuple(shape)) for name, shape in (shapes or {}).items()))
     parts = [repr(bound).encode(), b"%d" % model.ir_version]
     parts += [entry.SerializeToString() for entry in model.opset_import]
@@ -42,44 +47,45 @@ def fingerprint(
         parts += [function.name.encode(), function.domain.encode(), repr((function.input, function.output)).encode()]
         parts += _nodes(function.node)
     parts += _graph(model.graph)
-    digest = blake2b(digest_size=16)
-    for part in parts:  # with its length, so that no two rows of parts read alike
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-    return digest.digest()
+    lengths = repr([len(part) for part in parts])  # so that no two rows of parts read alike
+    return blake2b(b"".join([*parts, lengths.encode()]), digest_size=16).digest()
 
 
-def _graph(graph: onnx.GraphProto) -> Iterator[bytes]:
-    yield from [value.SerializeToString() for value in graph.input]
-    yield from [value.name.encode() for value in graph.output]
-    yield from _nodes(graph.node)
-    for stored in graph.initializer:
-        yield from _tensor(stored)
-    for sparse in graph.sparse_initializer:
-        yield repr((sparse.values.name, sparse.values.data_type, tuple(sparse.dims))).encode()
+def _graph(graph: onnx.GraphProto) -> list[bytes]:
+    return [
+        *[value.SerializeToString() for value in graph.input],
+        *[value.name.encode() for value in graph.output],
+        *_nodes(graph.node),
+        *[_tensor(stored) for stored in graph.initializer],
+        *[
+            repr((sparse.values.name, sparse.values.data_type, tuple(sparse.dims))).encode()
+            for sparse in graph.sparse_initializer
+        ],
+    ]
 
 
-def _nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[bytes]:
+def _nodes(nodes: Sequence[onnx.NodeProto]) -> list[bytes]:
+    if all(node.ByteSize() <= FAT_NODE_BYTES for node in nodes):
+        return [node.SerializeToString() for node in nodes]
+    parts = []
     for node in nodes:
         if node.ByteSize() <= FAT_NODE_BYTES:
-            yield node.SerializeToString()
+            parts.append(node.SerializeToString())
             continue
-        yield repr((node.name, node.op_type, node.domain, tuple(node.input), tuple(node.output))).encode()
+        parts.append(repr((node.name, node.op_type, node.domain, tuple(node.input), tuple(node.output))).encode())
         for attribute in node.attribute:
+            parts.append(attribute.name.encode())
             if attribute.HasField("t"):
-                yield attribute.name.encode()
-                yield from _tensor(attribute.t)
+                parts.append(_tensor(attribute.t))
             elif attribute.HasField("g"):
-                yield attribute.name.encode()
-                yield from _graph(attribute.g)
+                parts += _graph(attribute.g)
             else:
-                yield attribute.SerializeToString()
+                parts.append(attribute.SerializeToString())
+    return parts
 
 
-def _tensor(stored: onnx.TensorProto) -> Iterator[bytes]:
-    kind = stored.data_type
-    limit = STEERING_BYTES if kind in STEERING_TYPES else SMALL_BYTES
-    yield repr((stored.name, kind, tuple(stored.dims))).encode()
-    if len(stored.raw_data) > limit or stored.ByteSize() > limit + len(stored.name) + SMALL_BYTES:
-        return
-    yield stored.raw_data or stored.SerializeToString()
+def _tensor(stored: onnx.TensorProto) -> bytes:
+    kind, shape = stored.data_type, tuple(stored.dims)
+    if prod(shape) <= (VALUE_LIMIT if kind in STEERING_TYPES else SCALE_LIMIT):
+        return stored.SerializeToString()  # type: ignore[no-any-return, unused-ignore]
+    return repr((stored.name, kind, shape)).encode()

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from latpred.bounds import UPPER_BOUNDS
-from latpred.constants import FOLDED, evaluate, filled, fold
+from latpred.constants import evaluate, filled, fold
 from latpred.nodes import ParsedNode, constant_of
 from latpred.sequences import sequence_result
 from latpred.shapes import NodeInference, Signature
@@ -79,7 +79,7 @@ class Propagation:
         if _incomplete(found, names):
             alone = self._inference.signatures(node, inputs)
             found = [new or old for old, new in zip(found, alone, strict=True)]
-        if foldable and node.op_type not in FOLDED and any(_worth_evaluating(signature) for signature in found):
+        if foldable and any(_worth_evaluating(signature) for signature in found):
             values = evaluate(node.proto, [t.value if t else None for t in inputs], self._imports)
             if values is not None:
                 return [computed_tensor(name, value) for name, value in zip(names, values, strict=True)], None
