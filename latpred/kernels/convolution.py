@@ -98,19 +98,15 @@ def fuse_pads(graph: WorkingGraph, rules: RuleBook) -> None:
             continue
         pads = _pads(graph, pad) or ()
         half = len(pads) // 2
-        for user in users:
-            own = user.attributes.get("pads")
-            before = own if isinstance(own, tuple) else (0,) * (2 * (half - 2))
-            outer = (*pads[2:half], *pads[half + 2 :])
-            user.attributes["pads"] = tuple(int(a) + int(b) for a, b in zip(before, outer, strict=True))
-            if user.op_type == "AveragePool":
-                user.attributes["count_include_pad"] = 1
-        taker = users[0]
-        taker.ops = (*pad.ops, *taker.ops)
-        graph.remark(pad.ops, rule, True, f"became the padding of {taker.name}")
-        source, target = pad.inputs[0], pad.outputs[0]
+        user = users[0]
+        own = user.attributes.get("pads")
+        before = own if isinstance(own, tuple) else (0,) * (2 * (half - 2))
+        outer = (*pads[2:half], *pads[half + 2 :])
+        user.attributes["pads"] = tuple(int(a) + int(b) for a, b in zip(before, outer, strict=True))
+        user.ops = (*pad.ops, *user.ops)
+        graph.remark(pad.ops, rule, True, f"became the padding of {user.name}")
         graph.remove(pad)
-        graph.replace_uses(target, source)
+        graph.set_input(user, 0, pad.inputs[0])
 
 
 def _pads(graph: WorkingGraph, pad: Node) -> tuple[int, ...] | None:
@@ -129,35 +125,24 @@ def _pad_refusal(graph: WorkingGraph, pad: Node, users: list[Node]) -> str:
         return "the amounts are not known ahead"
     if min(pads) < 0 or any(pads[:2]) or any(pads[len(pads) // 2 :][:2]):
         return "it crops, or pads batch or channels"
-    value = 0.0
-    if len(pad.inputs) > 2 and pad.inputs[2]:
-        known = graph.scalar(pad.inputs[2])
-        value = float("nan") if known is None else known
-    elif "value" in pad.attributes:
-        value = float(pad.attributes["value"])  # type: ignore[arg-type]
-    if not users or pad.outputs[0] in graph.outputs:
-        return "it makes a graph output"
-    for user in users:
-        why_not = _padded_user_refusal(user, value)
-        if why_not:
-            return why_not
-    return ""
+    if len(pad.inputs) > 2:
+        if not pad.inputs[2]:
+            return "its value is an input that is left out"
+        if graph.scalar(pad.inputs[2]) != 0:
+            return "its value is not zero"
+    elif pad.attributes.get("value", 0) != 0:
+        return "its value is not zero"
+    if len(users) != 1 or pad.outputs[0] in graph.outputs:
+        return "more than one op reads it"
+    return _padded_user_refusal(users[0])
 
 
-def _padded_user_refusal(user: Node, value: float) -> str:
+def _padded_user_refusal(user: Node) -> str:
     if user.op_type not in ("Conv", "AveragePool", "MaxPool"):
         return f"{user.op_type} behind it has no padding of its own"
     if user.attributes.get("auto_pad", "NOTSET") != "NOTSET":
         return f"{user.name} pads by itself"
-    if user.op_type == "MaxPool":
-        if len(user.outputs) > 1:
-            return f"{user.name} tells indices"
-        return "" if value == -float("inf") or value < -3e38 else "MaxPool pads with minus infinity, not zero"
-    if user.op_type == "AveragePool":
-        own = user.attributes.get("pads", (0,))
-        if not user.attributes.get("count_include_pad") and any(own):  # type: ignore[arg-type]
-            return f"{user.name} does not count its padding"
-    return "" if value == 0 else f"the value {value} is not zero"
+    return f"{user.name} tells indices" if len(user.outputs) > 1 else ""
 
 
 def fuse_conv_activation(graph: WorkingGraph, rules: RuleBook) -> None:
