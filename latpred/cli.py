@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from latpred.errors import InputError, LatpredError
 
 if TYPE_CHECKING:
-    from latpred.device import Device
     from latpred.predictor import Prediction
 
 __all__ = ["main"]
@@ -181,9 +180,8 @@ def run_device(args: argparse.Namespace) -> int:
     if args.name is None:
         print("\n".join(["local", *devices.presets()]))
         return 0
-    theoretical = None
     if args.name == "local":
-        from latpred.collect import processor, roofline
+        from latpred.collect import roofline
 
         threads = args.threads or 1
         found = None if args.measure else home.measured_device("local", threads=threads, home=args.home)
@@ -191,16 +189,10 @@ def run_device(args: argparse.Namespace) -> int:
             complain(f"measuring this machine with {threads} thread(s)")
             found = roofline.measure_device("local", threads=threads)
             home.save_device(found, home=args.home)
-        theoretical = processor.theoretical_flops(processor.identify(), threads)
     else:
         found = home.device(args.name, threads=args.threads, home=args.home)
-    print_device(found, args.json, tables.device_table(found, theoretical))
+    print(json.dumps(found.to_dict(), indent=1) if args.json else tables.device_table(found))
     return 0
-
-
-def print_device(device: Device, as_json: bool, text: str) -> None:
-    """A device as JSON or as its table."""
-    print(json.dumps(device.to_dict(), indent=1) if as_json else text)
 
 
 def run_probe(args: argparse.Namespace) -> int:
@@ -339,5 +331,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("LATPRED_DEBUG"):
             raise
-        complain(f"unexpected {type(error).__name__}: {error}; set LATPRED_DEBUG=1 for the traceback, and please report")
+        complain(f"unexpected {type(error).__name__}: {error}; LATPRED_DEBUG=1 shows the traceback; please report it")
         return 1

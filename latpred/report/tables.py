@@ -69,7 +69,7 @@ def table(rows: Iterable[Sequence[object]], headers: Sequence[str], right: Seque
 
 
 def shapes_text(kernel: Kernel) -> str:
-    """Shapes of the first input, the first constant, and the first output: ``1x3x224x224 . 32x3x3x3 > 1x32x112x112``."""
+    """Activations and weights in, first output: ``1x3x224x224 . 32x3x3x3 > 1x32x112x112``."""
     activations = [spec for spec in kernel.inputs if not spec.constant][:2]
     weights = [spec for spec in kernel.inputs if spec.constant and len(spec.shape) > 1][:1]
     left = " . ".join("x".join(map(str, spec.shape)) or "scalar" for spec in [*activations, *weights])
@@ -181,12 +181,12 @@ def remarks_table(detection: Detection, node: str) -> str:
     return "\n".join(lines)
 
 
-def device_table(device: Device, theoretical_flops: Mapping[str, float] | None = None) -> str:
-    """Peak by dtype (theoretical beside it where known), and the three levels of memory."""
-    theoretical = theoretical_flops or {}
+def device_table(device: Device) -> str:
+    """Peak by dtype (theoretical beside it where the processor tells), and the three levels of memory."""
+    theoretical = device.theoretical_flops
     lines = [
         f"{device.name}: {device.processor}",
-        f"{device.cores} cores, {device.threads} threads used, {device.frequency_hz / 1e9:.2f} GHz, "
+        f"{device.cores} cores, {device.threads} thread(s) used, {device.frequency_hz / 1e9:.2f} GHz, "
         f"dispatch {device.dispatch_s * 1e6:.2f} us, {device.source}",
         "",
         table(
