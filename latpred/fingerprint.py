@@ -13,7 +13,7 @@ from math import prod
 
 import onnx
 
-from latpred.loading import load
+from latpred.loading import load, may_hold_weights
 from latpred.tensors import VALUE_LIMIT
 
 __all__ = ["fingerprint"]
@@ -21,7 +21,6 @@ __all__ = ["fingerprint"]
 # int64 and bool hold shapes, axes and masks; of the other dtypes only scalars and scales may steer a shape
 STEERING_TYPES = frozenset({int(onnx.TensorProto.INT64), int(onnx.TensorProto.BOOL)})
 SCALE_LIMIT = 16  # elements
-FAT_NODE_BYTES = 4096  # a larger node may hold a tensor or a body
 
 
 def fingerprint(
@@ -65,11 +64,9 @@ def _graph(graph: onnx.GraphProto) -> list[bytes]:
 
 
 def _nodes(nodes: Sequence[onnx.NodeProto]) -> list[bytes]:
-    if all(node.ByteSize() <= FAT_NODE_BYTES for node in nodes):
-        return [node.SerializeToString() for node in nodes]
     parts = []
     for node in nodes:
-        if node.ByteSize() <= FAT_NODE_BYTES:
+        if not may_hold_weights(node):
             parts.append(node.SerializeToString())
             continue
         parts.append(repr((node.name, node.op_type, node.domain, tuple(node.input), tuple(node.output))).encode())

@@ -9,16 +9,18 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
 from latpred.errors import ModelError
+from latpred.tensors import VALUE_LIMIT
 
-__all__ = ["load"]
+__all__ = ["load", "may_hold_weights"]
 
-KEPT_BYTES = 32768  # 4096 int64: what constant propagation may need; larger data are weights
+KEPT_BYTES = 8 * VALUE_LIMIT  # int64: what constant propagation may need; larger data are weights
 
 # message -> field number of a nested message in which weights may lie -> that message
 NESTED: Mapping[str, Mapping[int, str]] = {
@@ -32,6 +34,7 @@ NESTED: Mapping[str, Mapping[int, str]] = {
 }
 # float, int32, string, int64, raw, double and uint64 data; where external data lie
 WEIGHT_FIELDS = frozenset({4, 5, 6, 7, 9, 10, 11})
+OPS_WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 VARINT, FIXED64, DELIMITED, FIXED32 = 0, 1, 2, 5
 FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
 
@@ -164,13 +167,24 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return bare
 
 
+def may_hold_weights(node: onnx.NodeProto) -> bool:
+    """Whether a node has a large tensor or a body among its attributes.
+
+    A proto's own size is of no use for this: to tell it, protobuf writes the whole message.
+    """
+    op_type = node.op_type
+    if op_type == "Constant":
+        return any(prod(attribute.t.dims) > VALUE_LIMIT for attribute in node.attribute)
+    return op_type in OPS_WITH_BODIES
+
+
 def _copy_graph(graph: onnx.GraphProto, bare: onnx.GraphProto) -> None:
     bare.name = graph.name
     bare.input.extend(graph.input)
     bare.output.extend(graph.output)
-    if any(node.ByteSize() > KEPT_BYTES for node in graph.node):
+    if any(may_hold_weights(node) for node in graph.node):
         for node in graph.node:
-            if node.ByteSize() > KEPT_BYTES:
+            if may_hold_weights(node):
                 _copy_node(node, bare.node.add())
             else:
                 bare.node.append(node)
@@ -185,7 +199,7 @@ def _copy_graph(graph: onnx.GraphProto, bare: onnx.GraphProto) -> None:
 
 
 def _copy_tensor(tensor: onnx.TensorProto, bare: onnx.TensorProto) -> None:
-    if tensor.ByteSize() <= KEPT_BYTES:
+    if prod(tensor.dims) <= VALUE_LIMIT:
         bare.CopyFrom(tensor)
         return
     bare.name = tensor.name
@@ -198,14 +212,12 @@ def _copy_node(node: onnx.NodeProto, bare: onnx.NodeProto) -> None:
     bare.input.extend(node.input)
     bare.output.extend(node.output)
     for attribute in node.attribute:
-        if attribute.ByteSize() <= KEPT_BYTES:
+        if attribute.type not in (onnx.AttributeProto.TENSOR, onnx.AttributeProto.GRAPH):
             bare.attribute.append(attribute)
             continue
         copied = bare.attribute.add()
         copied.name, copied.type = attribute.name, attribute.type
         if attribute.HasField("t"):
             _copy_tensor(attribute.t, copied.t)
-        elif attribute.HasField("g"):
-            _copy_graph(attribute.g, copied.g)
         else:
-            copied.CopyFrom(attribute)
+            _copy_graph(attribute.g, copied.g)
