@@ -145,6 +145,17 @@ def _unsqueeze(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, i
     return True
 
 
+def _gather(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inputs: list[int]) -> bool:
+    """One index of an axis: the axis goes, as in a Squeeze."""
+    graph = pusher.graph
+    if graph.shape(node.inputs[1]) != () or not graph.is_constant(node.inputs[1]):
+        return False
+    axis = perm[int(node.attributes.get("axis", 0))]  # type: ignore[arg-type]
+    node.attributes["axis"] = axis
+    pusher.push_through(node, inputs, perm, squeezed([axis], perm))
+    return True
+
+
 def _slice(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inputs: list[int]) -> bool:
     graph = pusher.graph
     axes = _integers(graph, node, "axes", 3)
@@ -265,7 +276,7 @@ _SIMPLE = (
     "Cast", "Exp", "Identity", "LeakyRelu", "Log", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Tanh", "Abs", "Not",
     "Ceil", "Floor", "Neg", "Erf", "HardSigmoid", "Round", "IsInf", "IsNaN", "Selu", "Shrink", "Sign", "Softplus",
     "Softsign", "ThresholdedRelu", "Celu", "HardSwish", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Asin", "Acos", "Atan",
-    "Asinh", "Acosh", "Atanh",
+    "Asinh", "Acosh", "Atanh", "Elu", "Gelu", "Mish", "Swish",
 )  # fmt: skip
 _BROADCAST = (
     "Add", "Max", "Min", "Mul", "Sub", "Div", "And", "Or", "Xor", "Mod", "PRelu", "BitShift", "Equal", "Greater",
@@ -285,6 +296,8 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     **{("", op_type): Handler(_first, _arg) for op_type in ("ArgMin", "ArgMax")},
     **{("", op_type): Handler(_first, _softmax) for op_type in ("Softmax", "LogSoftmax", "Hardmax")},
     **{("", op_type): Handler(_first, _simple) for op_type in ("QuantizeLinear", "DequantizeLinear")},
+    **{("com.microsoft", op_type): Handler(_first, _simple) for op_type in ("Gelu", "FastGelu", "QuickGelu")},
+    ("", "Gather"): Handler(_first, _gather),
     ("", "Concat"): Handler(_all, _along_axis(None)),
     ("", "Split"): Handler(_first, _along_axis(0)),
     ("", "Pad"): Handler(_first, _pad),
