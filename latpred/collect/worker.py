@@ -119,6 +119,8 @@ def _options(plan: Mapping[str, Any], profile_prefix: str) -> Any:
             setattr(options, name, value.lower() in ("1", "true"))
         elif isinstance(getattr(options, name, None), int):
             setattr(options, name, int(value))
+        elif isinstance(getattr(options, name, None), str):
+            setattr(options, name, value)
         else:
             options.add_session_config_entry(name, value)
     if plan["profile"]:

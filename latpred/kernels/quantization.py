@@ -237,6 +237,9 @@ def clip_quantize(graph: WorkingGraph, rules: RuleBook) -> None:
             if not implied_by_range(graph, node, behind):
                 graph.remark(node.ops, rule, False, "the quantized range is wider than what it lets through")
                 continue
+            if op_type == "Clip" and node.inputs[0] not in graph.producers:
+                graph.remark(node.ops, rule, False, "it reads an input of the graph")
+                continue
             graph.set_input(behind, 0, node.inputs[0])
             graph.remove(node)
             behind.ops = (*node.ops, *behind.ops)
