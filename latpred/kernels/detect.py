@@ -49,6 +49,8 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 1", quantization.unique_dq),
     ("level 1", products.gemm_transpose),
     ("level 1", push_transposes),
+    ("level 1", rearrangement.reshape_fusion),
+    ("level 1", push_transposes),
     ("functions", inline_functions),
     ("level 2", push_transposes_on_cpu),
     ("level 2", quantization.clip_quantize),

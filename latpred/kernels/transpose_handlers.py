@@ -211,13 +211,40 @@ def _transpose(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, i
 
 
 def _reshape(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inputs: list[int]) -> bool:
-    """A Reshape that only moves dims of 1 is a Transpose in disguise."""
+    """A Reshape that only moves dims of 1 is a Transpose in disguise; one that only splits dims is pushed through."""
     graph = pusher.graph
     before, after = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
-    if len(before) != len(after):
+    own = _as_permutation(before, after) if len(before) == len(after) else None
+    if own is not None:
+        return _merge(pusher, node, transpose, perm, own)
+    groups = _split_dims(before, after)
+    if groups is None:
         return False
-    own = _as_permutation(before, after)
-    return own is not None and _merge(pusher, node, transpose, perm, own)
+    # Axis `a` of the transposed tensor is axis `perm[a]` of the source: its group of new dims goes there.
+    order = sorted(range(len(perm)), key=lambda axis: perm[axis])
+    pieces = [place for axis in order for place in groups[axis]]
+    shape = tuple(after[place] for place in pieces)
+    target = graph.tensor(node.name, (len(shape),), "int64", True, np.array(shape, np.int64))
+    graph.set_input(node, 1, target)
+    pusher.push_through(node, inputs, perm, inverse(tuple(pieces)))
+    return True
+
+
+def _split_dims(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]] | None:
+    """For each dim, the consecutive new dims that it is split into; None where the Reshape does more than that."""
+    groups: list[list[int]] = []
+    place = 0
+    for dim in before:
+        group: list[int] = []
+        size = 1
+        while place < len(after) and (not group or size < dim):
+            size *= after[place]
+            group.append(place)
+            place += 1
+        if size != dim:
+            return None
+        groups.append(group)
+    return groups if place == len(after) else None
 
 
 def _as_permutation(before: tuple[int, ...], after: tuple[int, ...]) -> Permutation | None:
