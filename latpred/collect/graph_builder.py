@@ -169,7 +169,7 @@ class GraphBuilder:
     # ---- nodes ---------------------------------------------------------------------------------------------------
 
     def op(self, op_type: str, *inputs: Operand | None, **attributes: Any) -> Value:
-        """Add a node with one output; numbers become constants of the first input's dtype, None is an absent input."""
+        """Add a node with one output; numbers become constants of the first numeric input's dtype, None is absent."""
         return self.multi(op_type, *inputs, outputs=1, **attributes)[0]
 
     def multi(self, op_type: str, *inputs: Operand | None, outputs: int, **attributes: Any) -> tuple[Value, ...]:
@@ -180,7 +180,7 @@ class GraphBuilder:
         ValueError
             Where the output's shape cannot be inferred: a template that draws such a node is wrong.
         """
-        dtype = next((v.dtype for v in inputs if isinstance(v, Value)), "float32")
+        dtype = next((v.dtype for v in inputs if isinstance(v, Value) and v.dtype != "bool"), "float32")
         operands = [
             v if v is None or isinstance(v, Value) else self.constant(v, dtype)
             for v in inputs

@@ -1,0 +1,81 @@
+"""Configuration -> composite ONNX graph: sections of its templates, one after another, until it is large enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from collections.abc import Mapping
+
+import numpy as np
+
+from latpred.collect.graph_builder import GraphBuilder, Style
+from latpred.collect.quantise import quantise_dynamic, quantise_static
+from latpred.collect.sample import Configuration
+from latpred.collect.templates import TEMPLATES
+
+__all__ = ["Composite", "reference", "synthesize"]
+
+MAX_WEIGHT_BYTES = 150_000_000
+MAX_NODES = 400
+MAX_SECTIONS = 12
+OVERTIME = 2.0  # how far beyond its target a heavy composite may go
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A graph that is ready to be run."""
+
+    model: bytes
+    integer_limits: Mapping[str, int] = field(default_factory=dict)  # of integer inputs
+    estimated_s: float = 0.0
+    weight_bytes: int = 0
+    nodes: int = 0
+
+
+def synthesize(configuration: Configuration) -> Composite:
+    """The graph of a configuration: equal configurations give equal bytes.
+
+    Examples
+    --------
+    >>> from latpred.collect.sample import configuration
+    >>> composite = synthesize(configuration(0, 30))
+    >>> composite.nodes > 5 and composite.weight_bytes < 200e6
+    True
+    """
+    rng = np.random.default_rng((*configuration.seed, 1))
+    builder = GraphBuilder(rng, configuration.style)
+    mixed = len(configuration.templates) > 1
+    part_s = configuration.target_s / (len(configuration.templates) if mixed else float(rng.choice([1, 1, 2, 3])))
+    for section in range(MAX_SECTIONS):
+        every_once = section >= len(configuration.templates)
+        spent_s = builder.estimated_s
+        hungry = builder.weight_bytes < configuration.weight_bytes and spent_s < OVERTIME * configuration.target_s
+        if every_once and not hungry and spent_s > 0.7 * configuration.target_s:
+            break
+        if builder.weight_bytes > MAX_WEIGHT_BYTES or len(builder.nodes) > MAX_NODES or spent_s > 3 * configuration.target_s:
+            break
+        name = configuration.templates[section % len(configuration.templates)]
+        TEMPLATES[name].build(builder, part_s)
+    model = builder.model(f"composite_{configuration.index}")
+    if configuration.quantization == "static":
+        model = quantise_static(model, rng)
+    elif configuration.quantization == "dynamic":
+        model = quantise_dynamic(model, rng)
+    return Composite(
+        model.SerializeToString(),
+        dict(builder.integer_limits),
+        builder.estimated_s,
+        builder.weight_bytes,
+        len(model.graph.node),
+    )
+
+
+def reference() -> Composite:
+    """The same small graph on every machine, always: convolutions, a product and elementwise ops, a few milliseconds."""
+    builder = GraphBuilder(np.random.default_rng(7), Style())
+    x = builder.input((1, 32, 56, 56))
+    for _ in range(4):
+        x = builder.op("Relu", builder.op("Conv", x, builder.weight((32, 32, 3, 3)), pads=[1, 1, 1, 1]))
+    rows = builder.op("Reshape", x, builder.constant([784, 128]))
+    for _ in range(4):
+        rows = builder.op("Tanh", builder.op("MatMul", rows, builder.weight((128, 128))))
+    return Composite(builder.model("reference").SerializeToString(), {}, builder.estimated_s, builder.weight_bytes)
