@@ -17,7 +17,9 @@ import onnx
 
 from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, AttributeValue
 
-__all__ = ["CONTRIB_SHAPES", "Signature"]
+__all__ = ["CONTRIB_SHAPES", "NCHWC_SHAPES", "Signature"]
+
+CHANNEL_BLOCK = 16  # of the blocked layout on AVX-512; a machine with narrower lanes has 8
 
 Signature = tuple[tuple[int, ...], str]
 Inputs = Sequence[Signature | None]
@@ -97,33 +99,40 @@ def _q_gemm(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
     return [((rows, columns), a_dtype if _given(inputs, 8) else "float32")]
 
 
+def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], shape[-1], *shape[1:-1])
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], *shape[2:], shape[1])
+
+
+def _in_channels_last(op_type: str, operands: tuple[int, ...]) -> Function:
+    function = _standard(op_type, operands)
+    return lambda inputs, attributes: function(inputs, {**attributes, "channels_last": 1})
+
+
 def _standard(op_type: str, operands: tuple[int, ...], dtype_from: int = 0, dtype: str = "") -> Function:
     """As the standard op of that name infers it, from the `operands` among the inputs."""
 
     def shapes(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
         schema = onnx.defs.get_schema(op_type, 17)
         values: dict[str, Any] = {name: value for name, value in attributes.items() if name in schema.attributes}
-        if _int(attributes, "channels_last"):
-            raise ValueError("channels-last layout")
+        last = _int(attributes, "channels_last")
         names, types = [], {}
         for index in operands:
             signature = _given(inputs, index)
+            if last and signature and index == operands[0]:
+                signature = (_channels_first(signature[0]), signature[1])
             names.append(f"i{index}" if signature else "")
             if signature:
                 types[f"i{index}"] = onnx.helper.make_tensor_type_proto(DTYPE_CODES["float32"], signature[0])
         node = onnx.helper.make_node(op_type, names, ["y"], **values)
         found = onnx.shape_inference.infer_node_outputs(schema, node, types)
-        dims = found["y"].tensor_type.shape.dim
-        return [(tuple(d.dim_value for d in dims), dtype or _need(inputs, dtype_from)[1])]
+        made = tuple(d.dim_value for d in found["y"].tensor_type.shape.dim)
+        return [(_channels_last(made) if last else made, dtype or _need(inputs, dtype_from)[1])]
 
     return shapes
-
-
-def _channels_last_pool(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
-    shape, dtype = _need(inputs, 0)
-    moved: Signature = ((shape[0], shape[-1], *shape[1:-1]), dtype)
-    ((pooled, _),) = cast("list[Signature]", _standard("MaxPool", (0,))([moved], attributes))
-    return [((pooled[0], *pooled[2:], pooled[1]), dtype)]
 
 
 def _global_pool(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
@@ -199,18 +208,42 @@ def _quantize(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
     return [(_need(inputs, 0)[0], zero[1] if zero else _dtype(attributes, "output_dtype", "uint8"))]
 
 
-def _nhwc_conv(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
-    (shape, dtype), weights = _need(inputs, 0), _need(inputs, 1)
-    moved: Signature = ((shape[0], shape[-1], *shape[1:-1]), dtype)
-    ((made, _),) = cast("list[Signature]", _standard("Conv", (0, 1))([moved, weights], attributes))
-    return [((made[0], *made[2:], made[1]), dtype)]
-
-
 def _gather_block_quantized(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
     (data, _), (indices, _), (_, dtype) = _need(inputs, 0), _need(inputs, 1), _need(inputs, 2)
     axis = _int(attributes, "gather_axis") % len(data)
     return [((*data[:axis], *indices, *data[axis + 1 :]), dtype)]
 
+
+def _reorder_input(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
+    shape, dtype = _need(inputs, 0)
+    if _int(attributes, "channels_last"):
+        shape = _channels_first(shape)
+    blocks = -(-shape[1] // CHANNEL_BLOCK)
+    return [((shape[0], blocks * CHANNEL_BLOCK, *shape[2:]), dtype)]
+
+
+def _reorder_output(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
+    shape, dtype = _need(inputs, 0)
+    shape = (shape[0], _int(attributes, "channels"), *shape[2:])
+    return [(_channels_last(shape) if _int(attributes, "channels_last") else shape, dtype)]
+
+
+def _blocked_upsample(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
+    shape, dtype = _need(inputs, 0)
+    scales = cast("tuple[int, ...]", attributes["scales"])
+    return [(tuple(size * scale for size, scale in zip(shape, scales, strict=True)), dtype)]
+
+
+NCHWC_SHAPES: Mapping[str, Function] = {
+    "AveragePool": _standard("AveragePool", (0,)),
+    "Conv": _standard("Conv", (0, 1)),
+    "GlobalAveragePool": _global_pool,
+    "GlobalMaxPool": _global_pool,
+    "MaxPool": _standard("MaxPool", (0,)),
+    "ReorderInput": _reorder_input,
+    "ReorderOutput": _reorder_output,
+    "Upsample": _blocked_upsample,
+}
 
 CONTRIB_SHAPES: Mapping[str, Function] = {
     "Attention": _attention,
@@ -240,8 +273,8 @@ CONTRIB_SHAPES: Mapping[str, Function] = {
     ],
     "MatMulNBits": _matmul_n_bits,
     "MultiHeadAttention": _multi_head_attention,
-    "NhwcFusedConv": _nhwc_conv,
-    "NhwcMaxPool": _channels_last_pool,
+    "NhwcFusedConv": _in_channels_last("Conv", (0, 1)),
+    "NhwcMaxPool": _in_channels_last("MaxPool", (0,)),
     "QAttention": _attention,
     "QGemm": _q_gemm,
     "QLinearAdd": _broadcast(0, 3),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx
 from onnx import defs, numpy_helper, shape_inference
 
-from latpred.contrib import CONTRIB_SHAPES, Signature
+from latpred.contrib import CONTRIB_SHAPES, NCHWC_SHAPES, Signature
 from latpred.nodes import ParsedNode, domain_of
 from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, Array, Tensor
 
@@ -76,7 +76,8 @@ class NodeInference:
         blank: list[Signature | None] = [None] * len(node.outputs)
         if any(t is not None and t.dtype not in DTYPE_CODES for t in inputs):
             return blank  # sequences have no type that could be handed on
-        contrib = CONTRIB_SHAPES.get(node.op_type)
+        table = NCHWC_SHAPES if node.domain == "com.microsoft.nchwc" else CONTRIB_SHAPES
+        contrib = table.get(node.op_type)
         if contrib is not None and self._schema(node.op_type, node.domain) is None:
             try:
                 found = contrib([None if t is None else (t.shape, t.dtype) for t in inputs], node.attributes)
