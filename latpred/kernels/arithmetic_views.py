@@ -192,12 +192,15 @@ def einsum_product(kernel: Kernel) -> tuple[float, ...]:
 
 def attention_product(kernel: Kernel) -> tuple[float, ...]:
     """Scores of attention: queries x keys for each head."""
-    query, key = _operand(kernel, 0).shape, _operand(kernel, 1).shape
+    query, key, result = _operand(kernel, 0).shape, _operand(kernel, 1).shape, kernel.outputs[0].shape
+    if len(query) not in (3, 4) or not result:
+        return (nan,) * len(PRODUCT)
     heads = max(1, _int(kernel, "num_heads", _int(kernel, "q_num_heads", query[1] if len(query) == 4 else 1)))
     if len(query) == 4:
-        return _as_product(kernel, query[2], key[2], query[3], query[0] * heads)
+        keys = key[2] if len(key) == 4 else query[2]
+        return _as_product(kernel, query[2], keys, query[3], query[0] * heads)
     if kernel.op_type == "Attention":  # query, key and value are still one product with the weight
-        return _as_product(kernel, query[1], query[1], kernel.outputs[0].shape[-1] // heads, query[0] * heads)
+        return _as_product(kernel, query[1], query[1], result[-1] // heads, query[0] * heads)
     keys = key[1] if len(key) > 1 else query[1]
     return _as_product(kernel, query[1], keys, query[-1] // heads, query[0] * heads)
 
