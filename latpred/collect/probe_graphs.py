@@ -359,7 +359,8 @@ PROBES: Mapping[str, Probe] = {
     ),
     "qdq-cleanup": Probe(
         """g (uint8[2,8] x) => (uint8[4,16] y) <float s = {0.1}, uint8 z = {3}, int64[2] twice = {1,2}>
-        { c = Concat <axis=0> (x, x)  a = DequantizeLinear (c, s, z)  b = QuantizeLinear (a, s, z)  y = Tile (b, twice) }""",
+        { c = Concat <axis=0> (x, x)  a = DequantizeLinear (c, s, z)  b = QuantizeLinear (a, s, z)
+          y = Tile (b, twice) }""",
         ("Concat", "Tile"),
         ("DequantizeLinear", "QuantizeLinear"),
     ),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from latpred.graph import Graph, Spec
 from latpred.kernels import activations, integer_kernels, normalization, products, quantization, rearrangement
+from latpred.kernels.attention import packed_attention
 from latpred.kernels.blocked import block_channels
 from latpred.kernels.channels_last import channels_last
 from latpred.kernels.convolution import fuse_conv_activation, fuse_conv_add_activation, fuse_conv_weights, fuse_pads
@@ -63,6 +64,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 2", activations.gelu),
     ("level 2", normalization.layer_norm),
     ("level 2", normalization.simplified_layer_norm),
+    ("level 2", packed_attention),
     ("level 2", rearrangement.gather_split),
     ("level 2", products.matmul_transpose),
     ("level 2", activations.bias_gelu),
