@@ -144,6 +144,8 @@ class _Transformer:
         tensor = self.graph.tensors[node.inputs[0]]
         if len(node.outputs) > 1 or tensor.dtype != "float32" or len(tensor.shape) != 4:
             return self.refuse(node, "only 4-D float32 pooling without indices runs on blocks")
+        if node.op_type.startswith("Global") and node.inputs[0] in self.graph.producers:
+            return self.refuse(node, "its input is in the plain layout")
         channels = tensor.shape[1]
         if channels % self.block:
             return self.refuse(node, f"{channels} channels: no multiple of the block {self.block}")
@@ -180,6 +182,8 @@ class _Transformer:
     def binary(self, node: Node) -> None:
         sources = self.sources(node)
         if sources is None:
+            if node.op_type == "Mul" and self.scale(node):
+                return None
             if any(name in self.blocked for name in node.inputs):
                 self.refuse(node, "one of its inputs is in the plain layout")
             return None
@@ -200,10 +204,25 @@ class _Transformer:
             return None
         return self.follow(node, sources, sources[0].channels)
 
+    def scale(self, node: Node) -> bool:
+        """A factor a channel, known ahead, is the weight of a depthwise convolution of size 1."""
+        for index, name in enumerate(node.inputs):
+            source = self.blocked.get(node.inputs[1 - index])
+            if source is None or not self.graph.is_constant(name):
+                continue
+            if self.graph.shape(name) not in ((source.channels, 1, 1), (1, source.channels, 1, 1)):
+                continue
+            channels = self.padded(source.channels)
+            weights = self.graph.tensor(name, (channels, 1, 1, 1), "float32", True)
+            new = Node("Conv", DOMAIN, node.name, [source.name, weights], [], {"group": channels}, ())
+            self.replace(node, new, source.channels)
+            return True
+        return False
+
     def broadcast_add(self, node: Node, sources: list[_Blocked]) -> None:
         """Views that show the block as a fifth dim let the Add broadcast over the others."""
         channels = sources[0].channels
-        inputs = [self.view(node, source.name, split=True) for source in sources]
+        inputs = [self.view(node, source.name) for source in sources]
         inner = Node(node.op_type, node.domain, node.name, inputs, [], dict(node.attributes), node.ops, rank=node.rank)
         shape = self.graph.shape(node.outputs[0])
         folded = (shape[0], self.padded(channels) // self.block, *shape[2:], self.block)
@@ -213,7 +232,7 @@ class _Transformer:
         view.ops = ()
         self.graph.add(inner)
 
-    def view(self, node: Node, name: str, split: bool) -> str:
+    def view(self, node: Node, name: str) -> str:
         shape = self.graph.shape(name)
         folded = (shape[0], shape[1] // self.block, *shape[2:], self.block)
         view = self.graph.tensor(name, folded, "float32")
@@ -248,7 +267,7 @@ class _Transformer:
             return None
         if any(source.channels % self.block for source in sources):
             return self.refuse(node, f"an input's channels are no multiple of the block {self.block}")
-        self.follow(node, sources, sum(source.channels for source in sources))
+        return self.follow(node, sources, sum(source.channels for source in sources))
 
     def activation(self, node: Node) -> None:
         source = self.blocked.get(node.inputs[0])

@@ -32,6 +32,7 @@ Pass = Callable[[WorkingGraph, RuleBook], None]
 # CPU provider, layout. What it repeats until nothing changes stands here as often as networks need it.
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 0", quantization.unique_dq),
+    ("level 1", share_subexpressions),
     ("level 1", fold_constants),
     ("level 1", drop_no_ops),
     ("level 1", activations.algebra),

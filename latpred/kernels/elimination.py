@@ -149,7 +149,7 @@ def share_subexpressions(graph: WorkingGraph, rules: RuleBook) -> None:
     number: dict[str, object] = {}  # tensor -> what it stands for
     first: dict[object, Node] = {}
     for node in graph.in_order():
-        if node.source is not None or node.op_type in RANDOM_OPS or not node.outputs:
+        if node.source is not None or node.op_type in RANDOM_OPS or not node.outputs or not node.inputs:
             continue
         inputs = tuple(number.get(name) or _constant_key(graph, number, name) for name in node.inputs)
         key = (node.op_type, node.domain, inputs, _frozen(node.attributes), len(node.outputs))
