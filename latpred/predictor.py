@@ -18,7 +18,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from onnx import ModelProto
 
 from latpred import home as homes
 from latpred.bundle import Bundle
@@ -29,14 +30,12 @@ from latpred.fingerprint import fingerprint
 from latpred.graph import read
 from latpred.kernels.detect import Detection, detect
 from latpred.kernels.kernel import Kernel
+from latpred.loading import load as load_model
 from latpred.prediction import LEARNED, KernelPrediction, Prediction, to_csv
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    Model = str | os.PathLike[str] | bytes | ModelProto
-
 __all__ = ["KernelPrediction", "Prediction", "Predictor", "load", "predict", "to_csv"]
+
+Model = str | os.PathLike[str] | bytes | ModelProto
 
 CACHED_MODELS = 64
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
@@ -110,10 +109,11 @@ class Predictor:
         """
         if not 0 < interval < 1:
             raise ValueError(f"interval must lie between 0 and 1; got {interval}")
-        key = fingerprint(model, dims, shapes)
+        proto = model if isinstance(model, ModelProto) else load_model(model)
+        key = fingerprint(proto, dims, shapes)
         answer = self._answers.get(key)
         if answer is None:
-            graph = read(model, dims, shapes)
+            graph = read(proto, dims, shapes)
             answer = self._answer(detect(graph, self.estimator.rules), graph.notices)
             self._answers[key] = answer
             while len(self._answers) > CACHED_MODELS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -22,11 +22,12 @@ from latpred.kernels.views import VIEWS_OF_KIND, VIEWS_OF_OP
 
 BLOCKED = "com.microsoft.nchwc"
 LEVELS = (Level("L2", 2**20, 100e9), Level("L3", 2**25, 50e9), Level("DRAM", 2**34, 10e9))
+NOWHERE = Context()
 DEVICE = Device("toy", "toy", 1, 1, 1e9, {"float32": 100e9, "int8": 200e9}, LEVELS, 1e-6, {"float32": 16})
 
 
 def kernel(op_type: str, shapes: list[tuple[int, ...]], *outputs: tuple[int, ...], constants: tuple[int, ...] = (),
-           domain: str = "", dtype: str = "float32", context: Context = Context(), work: Work | None = None,
+           domain: str = "", dtype: str = "float32", context: Context = NOWHERE, work: Work | None = None,
            **attributes: object) -> Kernel:  # fmt: skip
     inputs = tuple(Spec(shape, dtype, i in constants) for i, shape in enumerate(shapes))
     results = tuple(Spec(shape, dtype) for shape in outputs)
@@ -160,7 +161,7 @@ def test_a_merged_transpose_moves_the_same_elements(case: tuple[list[int], list[
     sizes, merged = merged_transpose(shape, perm)
     assert (values.transpose(perm).ravel() == values.reshape(sizes).transpose(merged).ravel()).all()
     assert 1 not in sizes
-    assert all(b != a + 1 for a, b in zip(merged, merged[1:], strict=False))  # nothing is left to merge
+    assert all(b != a + 1 for a, b in pairwise(merged))  # nothing is left to merge
 
 
 def test_transposes_that_only_drop_ones_move_nothing() -> None:
@@ -252,7 +253,7 @@ def test_more_work_or_a_colder_cache_is_never_faster(flops: int, moved: int, reu
         assert time_s(*more) >= base * (1 - 1e-12)
 
 
-# -- the table as a whole ------------------------------------------------------------------------------------------------
+# -- the table as a whole --------------------------------------------------------------------------------------------
 
 
 def test_every_kind_that_the_views_name_exists() -> None:

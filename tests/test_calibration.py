@@ -1,0 +1,84 @@
+"""What lies between kernels is recovered from made-up graphs; intervals cover what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latpred.calibration import (
+    UNKNOWN_SPREAD,
+    Between,
+    Calibration,
+    conformal_multiples,
+    fit_between,
+    kind_spread,
+    network_spread,
+)
+
+
+def test_what_lies_between_is_recovered_despite_outliers() -> None:
+    rng = np.random.default_rng(0)
+    kernels_s = 10 ** rng.uniform(-4, -1, 200)
+    launches = rng.integers(20, 300, 200)
+    whole_s = 1.02 * kernels_s - 1.2e-6 * launches + 8e-6
+    whole_s *= np.exp(rng.normal(0, 0.005, 200))
+    whole_s[::20] *= 1.5  # a disturbed minute
+    keep = whole_s > 0.3 * kernels_s
+    between = fit_between(kernels_s[keep], launches[keep], whole_s[keep])
+    assert between.scale == pytest.approx(1.02, abs=0.005)
+    assert between.per_launch_s == pytest.approx(-1.2e-6, abs=0.1e-6)
+
+
+def test_without_graphs_kernels_simply_add_up() -> None:
+    assert fit_between([], [], []) == Between(1.0, 0.0, 0.0)
+    few = fit_between([1e-3], [10], [2e-3])  # one odd graph does not overturn that
+    assert few.whole_s(1e-3, 10) < 1.2e-3
+
+
+def test_a_network_is_never_far_below_its_kernels() -> None:
+    assert Between(1.0, -1e-6, 0.0).whole_s(10e-6, 1000) == pytest.approx(0.5 * 10e-6)
+
+
+def test_spread_by_hand() -> None:
+    kinds, times = ["a", "a", "b"], np.array([3.0, 1.0, 4.0])
+    # a takes 1/2 in shares 3/8 and 1/8, b takes 1/2 in one shape; shared error 0.3
+    expected = math.sqrt(
+        0.02**2
+        + 0.1**2 * (0.3 * (1 / 2) ** 2 + 0.7 * ((3 / 8) ** 2 + (1 / 8) ** 2))
+        + UNKNOWN_SPREAD**2 * (0.3 * (1 / 2) ** 2 + 0.7 * (1 / 2) ** 2)
+    )
+    assert network_spread({"a": 0.1}, 0.02, kinds, times, [0, 1, 2]) == pytest.approx(expected)
+    # two kernels of one shape share their whole error
+    assert network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [5, 5]) == pytest.approx(0.1)
+    assert network_spread({}, 0.02, [], np.zeros(0), []) == UNKNOWN_SPREAD
+
+
+def test_few_samples_leave_a_kind_uncertain() -> None:
+    assert kind_spread(np.zeros(0), np.zeros(0)) == UNKNOWN_SPREAD
+    assert kind_spread(np.full(3, 0.01), np.ones(3)) == UNKNOWN_SPREAD
+    assert kind_spread(np.full(100, 0.01), np.ones(100)) == pytest.approx(0.01)
+
+
+@given(st.integers(30, 400), st.integers(0, 1000))
+def test_conformal_intervals_cover_new_networks(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spreads = rng.uniform(0.01, 0.3, count)
+    multiples = conformal_multiples(rng.standard_t(4, count) * spreads, spreads)
+    calibration = Calibration(0.02, {}, multiples)
+    new_spreads = rng.uniform(0.01, 0.3, 4000)
+    truth = np.exp(rng.standard_t(4, 4000) * new_spreads)
+    low, high = np.array([calibration.interval_s(1.0, s, 0.8) for s in new_spreads]).T
+    # coverage varies as Beta(0.8 n, 0.2 n): four standard deviations around it
+    assert ((low <= truth) & (truth <= high)).mean() == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / count) + 0.03)
+
+
+def test_multiples_grow_with_coverage_and_survive_json() -> None:
+    calibration = Calibration(0.02, {"a": 0.1}, conformal_multiples(np.linspace(0.01, 1, 99), np.ones(99)))
+    values = [calibration.multiple(c) for c in (0.05, 0.3, 0.5, 0.8, 0.9, 0.98, 0.999)]
+    assert values == sorted(values)
+    assert values[0] > 0
+    assert Calibration.from_dict(calibration.to_dict()) == calibration
