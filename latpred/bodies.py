@@ -73,7 +73,7 @@ def _read_loop(
         body, outputs, second = iteration(first)
         final = second
         if limit is not None and _forms(second) != _forms(first):
-            middle = [_after(old, new, (limit - 1) // 2) for old, new in zip(first, second, strict=True)]
+            middle = [_after(old, new, max(0, (limit - 1) // 2 - 1)) for old, new in zip(first, second, strict=True)]
             body, outputs, _ = iteration(middle)
             final = [_after(old, new, limit - 1) for old, new in zip(first, second, strict=True)]
             notices.append(f"its carried values grow; all {limit} iterations are sized as the middle one")

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from latpred.tensors import DTYPE_NAMES, VALUE_LIMIT, Array, AttributeValue, stored_tensor
+from latpred.tensors import DTYPE_NAMES, RAW_DTYPES, VALUE_LIMIT, Array, AttributeValue, dtype_of, stored_tensor
 
 __all__ = ["FOLDED", "evaluate", "filled", "fold"]
 
 Attributes = Mapping[str, AttributeValue]
 Inputs = Sequence[Array | None]
 Function = Callable[[Inputs, Attributes, int], Any]
+
+
+CAST_DTYPES = frozenset(DTYPE_NAMES[code] for code in RAW_DTYPES) | {"bfloat16"}
 
 
 class _Declined(Exception):  # noqa: N818 - control flow, never leaves this module
@@ -142,10 +145,10 @@ def _modulo(inputs: Inputs, attributes: Attributes, opset: int) -> Any:
 
 
 def _cast(inputs: Inputs, attributes: Attributes, opset: int) -> Any:
-    name = DTYPE_NAMES.get(int(attributes["to"]), "")  # type: ignore[arg-type]
-    if name not in np.sctypeDict or inputs[0] is None or inputs[0].dtype.kind not in "iufb":
+    code = int(attributes["to"])  # type: ignore[arg-type]
+    if DTYPE_NAMES.get(code) not in CAST_DTYPES or inputs[0] is None or dtype_of(inputs[0]) not in CAST_DTYPES:
         raise _Declined
-    return inputs[0].astype(name)
+    return inputs[0].astype(onnx.helper.tensor_dtype_to_np_dtype(code))
 
 
 def _cast_like(inputs: Inputs, attributes: Attributes, opset: int) -> Any:

@@ -156,7 +156,11 @@ class _Reader:
         self._store(scope, proto)
         nodes = [parse(node) for node in proto.node]
         ordered = in_order(nodes, scope.tensors.__contains__)
-        self._strip_for_inference(inputs, None if ordered is nodes else ordered)
+        self._strip_for_inference(inputs)
+        if ordered is not nodes or any(node.graphs for node in nodes):
+            kept = [copied(node.proto) for node in ordered if not node.graphs]  # bodies may declare stale shapes
+            del proto.node[:]
+            proto.node.extend(kept)
         self.propagation.inferred = whole_graph_signatures(self.model)
         for node in ordered:
             self._visit(scope, node)
@@ -169,19 +173,13 @@ class _Reader:
             proto.name, tuple(scope.ops), scope.tensors, input_names, output_names, self.opsets, tuple(self.notices)
         )
 
-    def _strip_for_inference(
-        self, inputs: Sequence[onnx.ValueInfoProto], reordered: Sequence[ParsedNode] | None
-    ) -> None:
+    def _strip_for_inference(self, inputs: Sequence[onnx.ValueInfoProto]) -> None:
         """Leave what inference needs; what the file says of shapes may be stale."""
         proto = self.model.graph
         if len(inputs) != len(proto.input):
             kept = [copied(value) for value in inputs]
             del proto.input[:]
             proto.input.extend(kept)
-        if reordered is not None:
-            moved = [copied(node.proto) for node in reordered]
-            del proto.node[:]
-            proto.node.extend(moved)
         del proto.value_info[:]
         del proto.output[:]
         self.model.ir_version = max(self.model.ir_version, 4)

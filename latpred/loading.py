@@ -34,6 +34,7 @@ NESTED: Mapping[str, Mapping[int, str]] = {
 }
 # float, int32, string, int64, raw, double and uint64 data; where external data lie
 WEIGHT_FIELDS = frozenset({4, 5, 6, 7, 9, 10, 11})
+OPSETS_SINCE_IR = 3  # the IR version from which a model has to name its opsets
 OPS_WITH_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 VARINT, FIXED64, DELIMITED, FIXED32 = 0, 1, 2, 5
 FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
@@ -59,6 +60,8 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> onnx.Model
         raise ModelError(f"a model is a path, bytes or an onnx.ModelProto; got {type(source).__name__}")
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ModelError(f"{origin} holds no ONNX graph: give a .onnx file that an exporter wrote")
+    if model.ir_version >= OPSETS_SINCE_IR and not model.opset_import:
+        raise ModelError(f"{origin} names no opset, so it is truncated or broken: export or copy the model again")
     return model
 
 

@@ -19,6 +19,7 @@ __all__ = ["NodeInference", "Signature", "signature_of", "whole_graph_signatures
 SUPPLEMENTS: Mapping[str, Callable[[Sequence[Tensor | None], int], list[Signature | None]]] = {
     "Dropout": lambda inputs, opset: [None, _dropout_mask(inputs[0], opset)],
     "GroupNormalization": lambda inputs, opset: [_same(inputs[0])],
+    "MaxUnpool": lambda inputs, opset: [_unpooled(inputs)],
     "MeanVarianceNormalization": lambda inputs, opset: [_same(inputs[0])],
 }
 
@@ -151,6 +152,13 @@ def declared_type(tensor: Tensor) -> onnx.TypeProto:
 def _is_shape_data(value: Array) -> bool:
     limit = INTEGER_DATA_LIMIT if value.dtype.kind in "iub" else FLOAT_DATA_LIMIT
     return value.size <= limit and value.dtype.kind in "iubf"
+
+
+def _unpooled(inputs: Sequence[Tensor | None]) -> Signature | None:
+    data, asked = inputs[0], inputs[2] if len(inputs) > 2 else None
+    if data is None or asked is None or asked.value is None:
+        return None
+    return tuple(asked.value.tolist()), data.dtype
 
 
 def _same(data: Tensor | None) -> Signature | None:

@@ -14,6 +14,7 @@ __all__ = [
     "DTYPE_CODES",
     "DTYPE_NAMES",
     "ITEM_BYTES",
+    "RAW_DTYPES",
     "VALUE_LIMIT",
     "Array",
     "AttributeValue",
