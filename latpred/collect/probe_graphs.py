@@ -300,6 +300,19 @@ PROBES: Mapping[str, Probe] = {
         ("Split", "Squeeze"),
         ("Gather",),
     ),
+    "packed-attention": Probe(
+        """g (float[1,32,4,4] x) => (float[1,16,32] y)
+        <float[32,96] w, float[32,32] p, float[32] b, float scale = {0.25}, int64[3] map = {1,32,16},
+         int64[5] heads = {1,16,3,2,16}, int64[3] ones = {1,1,1}, int64[1] first = {0}, int64[3] flat = {1,16,32}>
+        { r = Reshape (x, map)  t = Transpose <perm=[0,2,1]> (r)  m = MatMul (t, w)
+          f = Reshape (m, heads)  h = Transpose <perm=[2,0,3,1,4]> (f)  i, j, k = Split <axis=0> (h, ones)
+          q = Squeeze (i, first)  u = Squeeze (j, first)  v = Squeeze (k, first)
+          s = Mul (q, scale)  z = Transpose <perm=[0,1,3,2]> (u)  a = MatMul (s, z)  e = Softmax <axis=-1> (a)
+          o = MatMul (e, v)  c = Transpose <perm=[0,2,1,3]> (o)  l = Reshape (c, flat)
+          n = MatMul (l, p)  g = Add (n, b)  y = Neg (g) }""",
+        ("com.microsoft.MultiHeadAttention",),
+        ("Softmax",),
+    ),
     "double-qdq": Probe(
         f"""g (float[2,8] x) => (float[2,8] y) <{_QDQ_IN}>
         {{ a = QuantizeLinear (x, s, z)  b = DequantizeLinear (a, s, z)

@@ -9,9 +9,10 @@ from latpred.kernels.fusion import RuleBook
 from latpred.kernels.patterns import apply_patterns
 from latpred.kernels.working import Node, WorkingGraph
 
-__all__ = ["algebra", "bias_gelu", "fast_gelu", "gelu", "quick_gelu", "relu_clip"]
+__all__ = ["algebra", "bias_gelu", "fast_gelu", "gelu", "onnx_gelu", "quick_gelu", "relu_clip"]
 
 MICROSOFT = "com.microsoft"
+OPSET_WITH_GELU = 20
 
 
 def algebra(graph: WorkingGraph, rules: RuleBook) -> None:
@@ -60,10 +61,16 @@ def relu_clip(graph: WorkingGraph, rules: RuleBook) -> None:
         graph.remark(relu.ops, rule, True, "becomes the lower bound of the Clip")
 
 
+def onnx_gelu(graph: WorkingGraph, rules: RuleBook) -> None:
+    """The GELU x * 0.5 * (1 + Erf(x / sqrt 2)), where ONNX has an op for it: before a provider takes the nodes."""
+    if graph.opsets.get("", 0) >= OPSET_WITH_GELU:
+        apply_patterns(graph, rules, ("gelu-onnx",))
+
+
 def gelu(graph: WorkingGraph, rules: RuleBook) -> None:
-    """The GELU x * 0.5 * (1 + Erf(x / sqrt 2)), in the two spellings that the runtime knows."""
-    name = "gelu-onnx" if graph.opsets.get("", 0) >= 20 else "gelu"
-    apply_patterns(graph, rules, (name,))
+    """The same in earlier opsets, once a provider that has the kernel has taken the nodes."""
+    if graph.opsets.get("", 0) < OPSET_WITH_GELU:
+        apply_patterns(graph, rules, ("gelu",))
 
 
 def fast_gelu(graph: WorkingGraph, rules: RuleBook) -> None:

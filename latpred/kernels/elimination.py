@@ -66,10 +66,20 @@ def drop_no_ops(graph: WorkingGraph, rules: RuleBook) -> None:
         for node in graph.of_type(*op_types):
             if graph.alive(node) and unchanged(graph, node):
                 index = _passed_input(graph, node)
-                if graph.bypass(node, why, index):
+                stays = _has_to_stay(graph, node, index)
+                if not stays and graph.bypass(node, why, index):
                     graph.remark(node.ops, rule, True, why)
                 else:
-                    graph.remark(node.ops, rule, False, "it makes a graph output, so it stays as a copy")
+                    graph.remark(node.ops, rule, False, stays or "it makes a graph output, so it stays as a copy")
+
+
+def _has_to_stay(graph: WorkingGraph, node: Node, index: int) -> str:
+    """Why the runtime cannot take a node out although it changes nothing; empty where it can."""
+    if node.op_type != "Identity" and node.outputs[0] in graph.outputs:
+        return "it makes a graph output, so it stays as a copy"
+    if len(node.inputs) > 1 and node.inputs[index] in graph.inputs:
+        return "it reads an input of the graph, which the runtime does not wire around a node with more inputs"
+    return ""
 
 
 def _always(graph: WorkingGraph, node: Node) -> bool:
@@ -151,12 +161,12 @@ def share_subexpressions(graph: WorkingGraph, rules: RuleBook) -> None:
     for node in graph.in_order():
         if node.source is not None or node.op_type in RANDOM_OPS or not node.outputs or not node.inputs:
             continue
+        if any(name in graph.outputs for name in node.outputs):
+            continue  # a copy that makes a graph output stays, and nobody else reads it
         inputs = tuple(number.get(name) or _constant_key(graph, number, name) for name in node.inputs)
         key = (node.op_type, node.domain, inputs, _frozen(node.attributes), len(node.outputs))
         known = first.setdefault(key, node)
         if known is node:
-            continue
-        if any(name in graph.outputs for name in node.outputs if name):
             continue
         for mine, theirs in zip(node.outputs, known.outputs, strict=True):
             if mine and theirs:

@@ -10,16 +10,27 @@ from latpred.kernels.fusion import RuleBook
 from latpred.kernels.patterns import Match, matches, parse_pattern, spellings
 from latpred.kernels.working import Node, WorkingGraph
 
-__all__ = ["bias_skip_layer_norm", "layer_norm", "simplified_layer_norm", "skip_layer_norm"]
+__all__ = ["bias_skip_layer_norm", "layer_norm", "onnx_layer_norm", "simplified_layer_norm", "skip_layer_norm"]
 
 MICROSOFT = "com.microsoft"
 SKIP_TYPES = frozenset({"float32", "float16", "bfloat16"})
 DEFAULT_EPSILON = 1e-5
+OPSET_WITH_LAYER_NORM = 17
+
+
+def onnx_layer_norm(graph: WorkingGraph, rules: RuleBook) -> None:
+    """A LayerNormalization over the last axis that is spelled out, with scale and bias, becomes one op.
+
+    From opset 17 on, where ONNX has that op, the runtime does so before a provider takes the nodes.
+    """
+    if graph.opsets.get("", 0) >= OPSET_WITH_LAYER_NORM:
+        _fuse_norm(graph, rules, "layer-norm", "LayerNormalization", ("scale", "bias"))
 
 
 def layer_norm(graph: WorkingGraph, rules: RuleBook) -> None:
-    """A LayerNormalization over the last axis that is spelled out, with scale and bias, becomes one kernel."""
-    _fuse_norm(graph, rules, "layer-norm", "LayerNormalization", ("scale", "bias"))
+    """The same in earlier opsets, once a provider that has the kernel has taken the nodes."""
+    if graph.opsets.get("", 0) < OPSET_WITH_LAYER_NORM:
+        _fuse_norm(graph, rules, "layer-norm", "LayerNormalization", ("scale", "bias"))
 
 
 def simplified_layer_norm(graph: WorkingGraph, rules: RuleBook) -> None:

@@ -295,30 +295,37 @@ def matmul_scale(graph: WorkingGraph, rules: RuleBook) -> None:
     if not rules.holds(rule):
         return
     for matmul in graph.of_type("MatMul", "FusedMatMul"):
-        if not all(graph.tensors[name].dtype in SCALE_TYPES for name in matmul.inputs):
-            continue
-        before = list(_scaled_inputs(graph, matmul))
-        behind = graph.sole_use(matmul.outputs[0])
-        after = _scale_of(graph, behind) if behind is not None else None
-        if not before and after is None:
-            continue
-        if matmul.op_type == "MatMul":
-            graph.retype(matmul, "FusedMatMul", MICROSOFT)
-            matmul.attributes |= {"transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0, "alpha": 1.0}
-        given = matmul.attributes.get("alpha", 1.0)
-        alpha = float(given) if isinstance(given, int | float) else 1.0
-        for index, (scaling, data, factor) in before:
-            alpha *= factor
-            graph.set_input(matmul, index, data)
-            _absorb(graph, scaling, matmul)
-            graph.remark(scaling.ops, rule, True, f"becomes alpha of {matmul.name}")
-        matmul.attributes["alpha"] = alpha
-        if behind is not None and after is not None:
-            attributes: dict[str, AttributeValue] = {**matmul.attributes, "alpha": alpha * after[1]}
-            new = Node("FusedMatMul", MICROSOFT, matmul.name, list(matmul.inputs), list(behind.outputs), attributes, ())
-            new.rank = matmul.rank
-            graph.replace([matmul, behind], new)
-            graph.remark(behind.ops, rule, True, f"becomes alpha of {matmul.name}")
+        if all(graph.tensors[name].dtype in SCALE_TYPES for name in matmul.inputs):
+            scaled: Node | None = matmul
+            while scaled is not None:
+                scaled = _take_scales(graph, scaled, rule)
+
+
+def _take_scales(graph: WorkingGraph, matmul: Node, rule: str) -> Node | None:
+    """Take in the scalings next to a MatMul; what it has become, or None where there were none."""
+    before = list(_scaled_inputs(graph, matmul))
+    behind = graph.sole_use(matmul.outputs[0])
+    after = _scale_of(graph, behind) if behind is not None else None
+    if not before and after is None:
+        return None
+    if matmul.op_type == "MatMul":
+        graph.retype(matmul, "FusedMatMul", MICROSOFT)
+        matmul.attributes |= {"transA": 0, "transB": 0, "transBatchA": 0, "transBatchB": 0, "alpha": 1.0}
+    given = matmul.attributes.get("alpha", 1.0)
+    alpha = float(given) if isinstance(given, int | float) else 1.0
+    for index, (scaling, data, factor) in before:
+        alpha *= factor
+        graph.set_input(matmul, index, data)
+        _absorb(graph, scaling, matmul)
+        graph.remark(scaling.ops, rule, True, f"becomes alpha of {matmul.name}")
+    matmul.attributes["alpha"] = alpha
+    if behind is None or after is None:
+        return matmul
+    attributes: dict[str, AttributeValue] = {**matmul.attributes, "alpha": alpha * after[1]}
+    new = Node("FusedMatMul", MICROSOFT, matmul.name, list(matmul.inputs), list(behind.outputs), attributes, ())
+    new.rank = matmul.rank
+    graph.remark(behind.ops, rule, True, f"becomes alpha of {matmul.name}")
+    return graph.replace([matmul, behind], new)
 
 
 def _scaled_inputs(graph: WorkingGraph, matmul: Node) -> Iterator[tuple[int, tuple[Node, str, float]]]:
