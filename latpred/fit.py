@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,11 +32,12 @@ from latpred.metrics import Errors, errors_of
 from latpred.regressor import FittedKind, Samples, Settings, fit_kinds
 from latpred.store import Dataset, KernelSample, Meta
 
-__all__ = ["FitReport", "WholeGraph", "fit", "fit_samples", "whole_graphs"]
+__all__ = ["FitReport", "WholeGraph", "errors_by_kind", "fit", "fit_samples", "whole_graphs"]
 
 Floats = NDArray[np.float64]
 
 FEWEST_GRAPHS = 10  # composite graphs below which no interval is calibrated on them
+QUICK = Settings(trees=80, leaves=15, learning_rate=0.12)
 FURTHEST_SHIFT = 0.05  # held-out graphs may move the scale by so much at most, as a log ratio
 
 
@@ -44,7 +45,7 @@ FURTHEST_SHIFT = 0.05  # held-out graphs may move the scale by so much at most, 
 class WholeGraph:
     """A composite graph that was timed whole and kernel by kernel."""
 
-    record: int  # its index in the dataset
+    record: int  # its ordinal in the dataset
     kernels_s: float  # sum of its measured kernels
     launches: int
     whole_s: float  # without the profiler
@@ -87,13 +88,11 @@ def fit(
     """
     folder = Path(dataset_path)
     dataset = Dataset.open(folder)
-    if not (folder / "device.toml").is_file():
-        raise ArtefactError(f"{folder}: device.toml is needed beside the measurements: run `latpred collect` again")
     rules = RuleBook.load(folder / "rules.toml") if (folder / "rules.toml").is_file() else default_rules()
     report = fit_samples(
         dataset.kernels(),
-        whole_graphs(dataset.records()),
-        load_toml(folder / "device.toml"),
+        whole_graphs(dataset.samples()),
+        _device_of(dataset),
         rules,
         dataset.meta,
         jobs,
@@ -103,18 +102,40 @@ def fit(
     return report
 
 
-def whole_graphs(records: Iterable[dict[str, Any]]) -> list[WholeGraph]:
-    """The records that were timed whole, repeats and disturbed ones left out."""
+def errors_by_kind(dataset: Dataset, jobs: int = 1) -> dict[str, float]:
+    """Held-out mean absolute percentage error of each kind, as a fraction, by a quick fit of what is there so far."""
+    rows = dataset.kernels()
+    samples = _samples_of(rows)
+    kinds = fit_kinds(samples, _device_of(dataset), QUICK, jobs) if rows else []
+    return {kind.kind: _summary(kind, samples.latency_s).mape for kind in kinds}
+
+
+def whole_graphs(samples: Iterable[tuple[int, Mapping[str, Any]]]) -> list[WholeGraph]:
+    """Records with their ordinals -> those that were timed whole; kernels that nobody could name count too."""
     graphs = []
-    for index, record in enumerate(records):
+    for ordinal, record in samples:
         whole_s = float(record.get("latency", {}).get("median_s", 0.0))
-        kernels = record.get("kernels", [])
-        if record.get("role", "sample") != "sample" or whole_s <= 0 or not kernels:
-            continue
-        repeats = [int(row.get("repeat", 1)) for row in kernels]
-        kernels_s = sum(float(row["latency_s"]) * repeat for row, repeat in zip(kernels, repeats, strict=True))
-        graphs.append(WholeGraph(index, kernels_s, sum(repeats), whole_s))
+        launches_s = [float(row["latency_s"]) for row in record["kernels"] for _ in range(int(row.get("repeat", 1)))]
+        launches_s += [float(row["latency_s"]) for row in record.get("unmatched", ())]
+        if whole_s > 0 and launches_s:
+            graphs.append(WholeGraph(ordinal, sum(launches_s), len(launches_s), whole_s))
     return graphs
+
+
+def _samples_of(rows: Sequence[KernelSample]) -> Samples:
+    return Samples(
+        [row.kernel for row in rows],
+        np.array([row.latency_s for row in rows]),
+        np.array([row.weight for row in rows]),
+        [row.group for row in rows],
+    )
+
+
+def _device_of(dataset: Dataset) -> Device:
+    path = dataset.path / "device.toml"
+    if not path.is_file():
+        raise ArtefactError(f"{dataset.path}: device.toml is needed beside the measurements: run `latpred collect`")
+    return load_toml(path)
 
 
 def fit_samples(
@@ -138,12 +159,7 @@ def fit_samples(
     jobs, settings
         As in `fit`.
     """
-    samples = Samples(
-        [row.kernel for row in rows],
-        np.array([row.latency_s for row in rows]),
-        np.array([row.weight for row in rows]),
-        [row.group for row in rows],
-    )
+    samples = _samples_of(rows)
     kinds = fit_kinds(samples, device, settings, jobs)
     summaries = sorted((_summary(kind, samples.latency_s) for kind in kinds), key=lambda row: -row.share)
     held_out_s = np.zeros(len(rows))

@@ -1,0 +1,80 @@
+"""A dataset on disk becomes a predictor on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import DEVICE, META, gemm, latency_s, measured, relu
+
+from latpred.bundle import Bundle
+from latpred.device import dump_toml
+from latpred.errors import ArtefactError, InputError
+from latpred.estimators import LearnedEstimator
+from latpred.fit import errors_by_kind, fit, whole_graphs
+from latpred.kernels.fusion import default_rules
+from latpred.regressor import Settings
+from latpred.store import Dataset, pack_kernel
+
+FAST = Settings(trees=40, learning_rate=0.2)
+
+
+def dataset(folder: Path, graphs: int = 20, overhead_s: float = -1e-6) -> Dataset:
+    made = Dataset.create(folder, META, rules_toml=default_rules().dumps())
+    dump_toml(DEVICE, folder / "device.toml")
+    rows = measured(graphs)
+    for record in range(graphs):
+        mine = [row for row in rows if row.record == record]
+        kernels = [{**pack_kernel(r.kernel), "latency_s": r.latency_s, "samples": 9, "spread": 0.0} for r in mine]
+        unmatched = [{"name": "odd", "op_type": "Odd", "latency_s": 5e-6}]
+        whole_s = sum(r.latency_s for r in mine) + 5e-6 + overhead_s * 11
+        made.append({"kernels": kernels, "unmatched": unmatched, "latency": {"median_s": whole_s}})
+    return made
+
+
+def test_fit_from_folder_to_folder(tmp_path: Path) -> None:
+    dataset(tmp_path / "data")
+    report = fit(tmp_path / "data", tmp_path / "model", settings=FAST)
+    bundle = Bundle.load(tmp_path / "model")
+    assert replace(bundle.manifest, checksums={}) == report.bundle.manifest
+    assert (bundle.manifest.device, bundle.manifest.runtime_version, bundle.manifest.records) == ("toy", "1.2.3", 20)
+    assert bundle.device == DEVICE
+    kernels = [gemm(100, 200, 64), relu(64, 64)]
+    for kernel, estimate in zip(kernels, LearnedEstimator(bundle).estimate(kernels), strict=True):
+        assert estimate.latency_s == pytest.approx(latency_s(kernel), rel=0.15)
+        assert estimate.source == "learned"
+    assert bundle.manifest.between.per_launch_s == pytest.approx(-1e-6, abs=0.7e-6)
+
+
+def test_whole_graphs_count_what_nobody_could_name() -> None:
+    row = pack_kernel(relu(8, 8)) | {"latency_s": 2e-6}
+    record = {"latency": {"median_s": 1e-4}, "kernels": [row, row | {"repeat": 3}], "unmatched": [{"latency_s": 1e-6}]}
+    (graph,) = whole_graphs([(7, record), (8, {"kernels": [row]}), (9, {"latency": {"median_s": 1.0}, "kernels": []})])
+    assert (graph.record, graph.launches, graph.whole_s) == (7, 1 + 3 + 1, 1e-4)
+    assert graph.kernels_s == pytest.approx(2e-6 * 4 + 1e-6)
+
+
+def test_errors_by_kind_tell_where_to_measure_more(tmp_path: Path) -> None:
+    made = dataset(tmp_path / "data", graphs=10)
+    rng = np.random.default_rng(0)
+    odd_s = np.exp(rng.normal(0, 1, 60)) * 1e-5
+    noisy = [pack_kernel(relu(16, 8 * i + 8)) | {"latency_s": float(odd_s[i])} for i in range(60)]
+    made.append({"kernels": noisy, "latency": {}})
+    errors = errors_by_kind(made)
+    assert set(errors) == {"gemm", "unary"}
+    assert errors["unary"] > 2 * errors["gemm"]
+
+
+def test_what_cannot_be_fitted_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="latpred collect"):
+        fit(tmp_path / "nothing", tmp_path / "model")
+    made = Dataset.create(tmp_path / "empty", META)
+    with pytest.raises(ArtefactError, match=r"device\.toml"):
+        fit(made.path, tmp_path / "model")
+    dump_toml(DEVICE, made.path / "device.toml")
+    with pytest.raises(InputError, match="latpred collect"):
+        fit(made.path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    assert errors_by_kind(made) == {}
