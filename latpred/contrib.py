@@ -162,14 +162,18 @@ def _embed_norm(inputs: Inputs, attributes: Attributes) -> list[Signature | None
     return [hidden, ((batch,), "int32"), hidden]
 
 
-def _attention(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
-    (batch, length, _), dtype = _need(inputs, 0)
-    sizes = cast("tuple[int, ...]", attributes.get("qkv_hidden_sizes", ()))
-    width = sizes[2] if sizes else _need(inputs, 1)[0][-1] // 3
-    heads = _int(attributes, "num_heads")
-    past = _given(inputs, 4)
-    total = length + (past[0][3] if past else 0)
-    return [((batch, length, width), dtype), ((2, batch, heads, total, width // heads), dtype)]
+def _attention(past_at: int, dtype_from: int) -> Function:
+    def shapes(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
+        (batch, length, _), _ = _need(inputs, 0)
+        dtype = _need(inputs, dtype_from)[1]
+        sizes = cast("tuple[int, ...]", attributes.get("qkv_hidden_sizes", ()))
+        width = sizes[2] if sizes else _need(inputs, 1)[0][-1] // 3
+        heads = _int(attributes, "num_heads")
+        past = _given(inputs, past_at)
+        total = length + (past[0][3] if past else 0)
+        return [((batch, length, width), dtype), ((2, batch, heads, total, width // heads), dtype)]
+
+    return shapes
 
 
 def _multi_head_attention(inputs: Inputs, attributes: Attributes) -> list[Signature | None]:
@@ -246,7 +250,7 @@ NCHWC_SHAPES: Mapping[str, Function] = {
 }
 
 CONTRIB_SHAPES: Mapping[str, Function] = {
-    "Attention": _attention,
+    "Attention": _attention(past_at=4, dtype_from=0),
     "BiasAdd": _same(),
     "BiasGelu": _same(),
     "BiasSoftmax": _same(),
@@ -275,7 +279,7 @@ CONTRIB_SHAPES: Mapping[str, Function] = {
     "MultiHeadAttention": _multi_head_attention,
     "NhwcFusedConv": _in_channels_last("Conv", (0, 1)),
     "NhwcMaxPool": _in_channels_last("MaxPool", (0,)),
-    "QAttention": _attention,
+    "QAttention": _attention(past_at=8, dtype_from=3),
     "QGemm": _q_gemm,
     "QLinearAdd": _broadcast(0, 3),
     "QLinearAveragePool": _standard("AveragePool", (0,)),

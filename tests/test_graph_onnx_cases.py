@@ -109,8 +109,8 @@ def same_values(folded: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
     )
 
 
-@pytest.mark.parametrize("family", ["simple", "pytorch-converted", "pytorch-operator"])
-def test_stored_cases(family: str) -> None:
+@pytest.mark.parametrize(("family", "least"), [("simple", 10), ("pytorch-converted", 40), ("pytorch-operator", 20)])
+def test_stored_cases(family: str, least: int) -> None:
     wrong, right = [], 0
     for path in sorted((DATA / family).glob("*/model.onnx")):
         try:
@@ -130,4 +130,4 @@ def test_stored_cases(family: str) -> None:
             else:
                 wrong.append(f"{path.parent.name}: {tensor.spec} instead of {expected.spec}")
     assert not wrong, "\n".join(wrong)
-    assert right >= 15
+    assert right >= least
