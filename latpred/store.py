@@ -14,14 +14,16 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from latpred.errors import ArtefactError
 from latpred.graph import Spec
 from latpred.kernels.kernel import Context, Kernel, Work
+from latpred.kernels.work import COUNTED, traffic_of, work_of
 
 __all__ = ["SCHEMA_VERSION", "Dataset", "KernelSample", "Meta", "pack_kernel", "signature", "unpack_kernel"]
 
@@ -72,7 +74,7 @@ class KernelSample(NamedTuple):
     latency_s: float  # of one launch
     weight: float  # reliability: 1 for a quiet, well-sampled kernel, less otherwise
     group: str  # the kernel's signature: equal shapes share it
-    record: int  # index of the composite graph that it ran in
+    record: int  # ordinal of the record that it came in
 
 
 class Dataset:
@@ -184,8 +186,8 @@ class Dataset:
         A torn member that an earlier crash left at the end is cut off first, so that it hides nothing.
         """
         if self._sound_bytes is None:
-            for _ in self._members():
-                pass
+            self._sound_bytes = 0
+            deque(self._members(), maxlen=0)
         line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         packer = zlib.compressobj(9, zlib.DEFLATED, GZIP)
         member = packer.compress(line) + packer.flush()
@@ -206,22 +208,32 @@ class Dataset:
         ArtefactError
             Where the file is damaged elsewhere than at its end.
         """
-        for line in self._members():
+        for line in self._lines():
             try:
                 record = json.loads(line)
             except ValueError as error:
                 raise ArtefactError(f"{self.measurements} holds a line that is no JSON ({error}): remove it") from error
             yield record
 
-    def kernels(self) -> list[KernelSample]:
-        """Measured kernels; within one record equal signatures are merged (mean, weights added up to a cap).
+    def samples(self) -> list[tuple[int, Record]]:
+        """Records to learn from, with their ordinals: neither repeats, nor failures, nor what was voided later.
 
-        Records that the campaign marked as repeats or as disturbed are left out.
+        A record of the role "void" takes back the records whose ordinals stand in its "voids".
         """
+        kept: dict[int, Record] = {}
+        for ordinal, record in enumerate(self.records()):
+            role = record.get("role", "sample")
+            if role == "sample":
+                kept[ordinal] = record
+            elif role == "void":
+                for voided in record["voids"]:
+                    kept.pop(voided, None)
+        return list(kept.items())
+
+    def kernels(self) -> list[KernelSample]:
+        """Measured kernels of `samples`; within one record equal signatures are merged (weighted mean)."""
         rows: list[KernelSample] = []
-        for index, record in enumerate(self.records()):
-            if record.get("role", "sample") != "sample":
-                continue
+        for ordinal, record in self.samples():
             merged: dict[str, list[tuple[Kernel, float, float]]] = {}
             for packed in record["kernels"]:
                 kernel = unpack_kernel(packed)
@@ -229,11 +241,41 @@ class Dataset:
             for group, same in merged.items():
                 total = sum(weight for *_, weight in same)
                 latency_s = sum(latency * weight for _, latency, weight in same) / total
-                rows.append(KernelSample(same[0][0], latency_s, min(total, 2.0), group, index))
+                rows.append(KernelSample(same[0][0], latency_s, min(total, 2.0), group, ordinal))
         return rows
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._members())
+        return sum(1 for _ in self._lines())
+
+    def compact(self) -> int:
+        """Rewrite all records as one gzip member, for shipping: a third of the size. Returns the new size in bytes.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dataset = Dataset.create(folder, Meta("local", "EPYC", "onnxruntime", "1.31.1", threads=1))
+        ...     for seed in range(3):
+        ...         dataset.append({"seed": seed})
+        ...     size_bytes = dataset.compact()
+        ...     [record["seed"] for record in dataset.records()]
+        [0, 1, 2]
+        """
+        packer = zlib.compressobj(9, zlib.DEFLATED, GZIP)
+        temporary = self.measurements.with_name(self.measurements.name + ".part")
+        with temporary.open("wb") as file:
+            for line in self._lines():
+                file.write(packer.compress(line))
+            file.write(packer.flush())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.measurements)
+        self._sound_bytes = None
+        return self.measurements.stat().st_size
+
+    def _lines(self) -> Iterator[bytes]:
+        for member in self._members():
+            yield from member.splitlines(keepends=True)
 
     def _members(self) -> Iterator[bytes]:
         """Decompressed gzip members; a torn last one is dropped with a notice."""
@@ -268,9 +310,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _weight(packed: Mapping[str, Any]) -> float:
-    """Reliability of one mean: 1 at a relative spread of nothing, 1/2 at 10 %, never below 0.05."""
-    spread = float(packed.get("spread", 0.0))
-    return max(0.05, 1.0 / (1.0 + 10.0 * spread))
+    """Reliability of one mean: 1 where its standard error is nothing, 1/2 where it is 10 %, never below 0.05."""
+    error = float(packed.get("spread", 0.0)) / max(1, int(packed.get("samples", 1))) ** 0.5
+    return max(0.05, 1.0 / (1.0 + 10.0 * error))
 
 
 def signature(kernel: Kernel) -> str:
@@ -307,11 +349,12 @@ def _unpack_spec(text: str) -> Spec:
 
 
 def pack_kernel(kernel: Kernel) -> Record:
-    """A kernel as a compact JSON row: specs as text, defaults left out.
+    """A kernel as a compact JSON row: specs as text, defaults and what follows from the rest left out.
 
     Examples
     --------
-    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),))
+    >>> work = Work(flops=8, read_bytes=4 * 8, write_bytes=4 * 8)
+    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),), work=work)
     >>> pack_kernel(relu)
     {'kind': 'relu', 'op_type': 'Relu', 'name': 'a', 'inputs': ['float32:1x8'], 'outputs': ['float32:1x8']}
     >>> unpack_kernel(pack_kernel(relu)) == relu
@@ -328,10 +371,10 @@ def pack_kernel(kernel: Kernel) -> Record:
         row["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in kernel.attributes.items()}
     if kernel.epilogue:
         row["epilogue"] = list(kernel.epilogue)
-    if kernel.work != Work():
-        row["work"] = {name: value for name, value in asdict(kernel.work).items() if value}
+    if kernel.work != _work(kernel):
+        row["work"] = list(astuple(kernel.work))
     if kernel.context != Context():
-        row["context"] = {name: value for name, value in asdict(kernel.context).items() if value}
+        row["context"] = list(astuple(kernel.context))
     if kernel.repeat != 1:
         row["repeat"] = kernel.repeat
     return row
@@ -339,7 +382,7 @@ def pack_kernel(kernel: Kernel) -> Record:
 
 def unpack_kernel(row: Mapping[str, Any]) -> Kernel:
     """The kernel that `pack_kernel` packed; further keys of the row are passed over."""
-    return Kernel(
+    kernel = Kernel(
         kind=row["kind"],
         op_type=row["op_type"],
         domain=row.get("domain", ""),
@@ -349,7 +392,14 @@ def unpack_kernel(row: Mapping[str, Any]) -> Kernel:
         outputs=tuple(map(_unpack_spec, row["outputs"])),
         attributes={k: tuple(v) if isinstance(v, list) else v for k, v in row.get("attributes", {}).items()},
         epilogue=tuple(row.get("epilogue", ())),
-        work=Work(**row.get("work", {})),
-        context=Context(**row.get("context", {})),
+        context=Context(*row.get("context", ())),
         repeat=row.get("repeat", 1),
     )
+    return replace(kernel, work=Work(*row["work"]) if "work" in row else _work(kernel))
+
+
+def _work(kernel: Kernel) -> Work:
+    """The work that follows from all the rest of a kernel, so that it need not be stored."""
+    if kernel.op_type not in COUNTED:
+        return traffic_of(kernel.inputs, kernel.outputs)
+    return work_of(kernel.op_type, kernel.domain, kernel.inputs, kernel.outputs, kernel.attributes, kernel.epilogue)

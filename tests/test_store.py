@@ -18,7 +18,7 @@ def relu(name="r", shape=(1, 8)):
 
 
 def row(kernel, latency_s, spread=0.0):
-    return {**pack_kernel(kernel), "latency_s": latency_s, "samples": 10, "spread": spread}
+    return {**pack_kernel(kernel), "latency_s": latency_s, "samples": 9, "spread": spread}
 
 
 def test_a_record_comes_back_as_it_went(tmp_path):
@@ -114,17 +114,21 @@ def test_equal_kernels_merge_within_a_record_only(tmp_path):
 
 def test_a_noisy_launch_weighs_less(tmp_path):
     dataset = Dataset.create(tmp_path, META)
-    dataset.append({"kernels": [row(relu("a"), 2e-6), row(relu("b"), 8e-6, spread=0.2)]})
-    # weights 1 and 1 / (1 + 10 * 0.2) = 1/3
+    dataset.append({"kernels": [row(relu("a"), 2e-6), row(relu("b"), 8e-6, spread=0.6)]})
+    # weights 1 and 1 / (1 + 10 * 0.6 / sqrt(9 samples)) = 1/3
     assert dataset.kernels()[0].latency_s == pytest.approx((2e-6 + 8e-6 / 3) / (1 + 1 / 3))
 
 
 def test_disturbed_records_and_repeats_do_not_teach(tmp_path):
     dataset = Dataset.create(tmp_path, META)
-    dataset.append({"kernels": [row(relu(), 2e-6)], "role": "disturbed"})
+    dataset.append({"kernels": [row(relu(), 2e-6)], "role": "sample"})
     dataset.append({"kernels": [row(relu(), 3e-6)], "role": "repeat"})
     dataset.append({"kernels": [row(relu(), 4e-6)], "role": "sample"})
-    assert [(r.latency_s, r.record) for r in dataset.kernels()] == [(pytest.approx(4e-6), 2)]
+    dataset.append({"role": "void", "voids": [0]})
+    dataset.append({"role": "failed", "error": "it crashed"})
+    dataset.append({"kernels": [row(relu(), 5e-6)], "role": "sample"})
+    assert [(r.latency_s, r.record) for r in dataset.kernels()] == [(pytest.approx(4e-6), 2), (pytest.approx(5e-6), 5)]
+    assert [ordinal for ordinal, _ in dataset.samples()] == [2, 5]
 
 
 specs = st.builds(

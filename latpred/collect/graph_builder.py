@@ -22,6 +22,7 @@ __all__ = ["GraphBuilder", "Operand", "Style", "Value"]
 T = TypeVar("T")
 
 POOL_ELEMENTS = 1 << 21
+SLOW_RESIZES = {"linear": 300, "cubic": 3000}  # worth so many MACs an output element
 INFERENCE_LIMIT = 4096  # elements; larger constants say nothing about shapes
 
 
@@ -220,6 +221,8 @@ class GraphBuilder:
         elif op_type in ("LSTM", "GRU", "RNN"):
             steps, batch = inputs[0].shape[:2]
             self.macs += steps * batch * (prod(inputs[1].shape) + prod(inputs[2].shape))
+        elif op_type == "Resize":
+            self.macs += sizes[0] * SLOW_RESIZES.get(attributes.get("mode", "nearest"), 50)
         self.traffic_bytes += 4 * (sum(sizes) + sum(prod(v.shape) for v in inputs))
 
     # ---- the result ----------------------------------------------------------------------------------------------

@@ -97,10 +97,12 @@ def _fits(kernel: Kernel, event: ProfiledKernel) -> bool:
 
 
 def _packed(operand: Operand, known: Sequence[Operand]) -> bool:
-    """Whether weights were padded or reordered: as many dims as a known input, and none smaller."""
-    return any(
-        len(shape) == len(operand[0]) and dtype == operand[1] and all(a <= b for a, b in zip(shape, operand[0], strict=True))
-        for shape, dtype in known
+    """Whether an operand can be a known convolution weight whose channels were padded to whole blocks."""
+    shape, dtype = operand
+    return len(shape) > 2 and any(
+        len(other) == len(shape) and other[2:] == shape[2:] and other[0] <= shape[0] and other[1] <= shape[1]
+        for other, other_dtype in known
+        if other_dtype == dtype
     )
 
 
