@@ -178,7 +178,7 @@ def gemm_transpose(graph: WorkingGraph, rules: RuleBook) -> None:
     if not rules.holds(rule):
         return
     for gemm in graph.of_type("Gemm"):
-        if not graph.alive(gemm):
+        if not graph.alive(gemm) or len(graph.uses.get(gemm.outputs[0], ())) > 1:
             continue
         for index, flag in ((0, "transA"), (1, "transB")):
             transpose = graph.producers.get(gemm.inputs[index])
