@@ -23,6 +23,14 @@ SUPPLEMENTS: Mapping[str, Callable[[Sequence[Tensor | None], int], list[Signatur
     "MeanVarianceNormalization": lambda inputs, opset: [_same(inputs[0])],
 }
 
+INFERENCE_ERRORS = (
+    shape_inference.InferenceError,
+    onnx.checker.ValidationError,  # of ops that were deprecated
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 INTEGER_DATA_LIMIT = 1024  # elements: axes, sizes, pads, repeats and split lengths are integers
 FLOAT_DATA_LIMIT = 16  # elements: scales, ranges and regions of interest
 
@@ -37,7 +45,7 @@ def whole_graph_signatures(model: onnx.ModelProto) -> dict[str, Signature]:
             node.attribute.append(onnx.helper.make_attribute("onesided", 1))  # inference forgets this default
     try:
         inferred = shape_inference.infer_shapes(model)
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
+    except INFERENCE_ERRORS:
         return {}  # every node is then inferred alone, and named where that fails
     found = {}
     for value in inferred.graph.value_info:
@@ -133,7 +141,7 @@ class NodeInference:
                 opset_imports=self._imports,
                 ir_version=self._ir_version,
             )
-        except (shape_inference.InferenceError, RuntimeError, ValueError, KeyError, TypeError):
+        except INFERENCE_ERRORS:
             return [None] * len(node.output)  # the caller names the op
         return [signature_of(found[name]) if name in found else None for name in node.output]
 
