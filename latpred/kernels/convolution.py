@@ -20,7 +20,7 @@ CONV_ACTIVATIONS = {
 
 def fuse_conv_weights(graph: WorkingGraph, rules: RuleBook) -> None:
     """Fold Add, Mul and BatchNormalization by constants behind a Conv into its weights and bias."""
-    for conv in graph.of_type("Conv"):
+    for conv in graph.of_type("Conv", "ConvTranspose"):
         if not graph.alive(conv):
             continue
         while _fold_one(graph, rules, conv):
@@ -34,6 +34,9 @@ def _fold_one(graph: WorkingGraph, rules: RuleBook, conv: Node) -> bool:
     rule, refusal = WEIGHT_RULES.get(user.op_type, ("", None))
     if refusal is None or not rules.holds(rule):
         return False
+    if conv.op_type == "ConvTranspose" and user.op_type != "BatchNormalization":
+        graph.remark(user.ops, rule, False, "only a normalisation goes into a transposed convolution")
+        return False
     if not all(graph.is_constant(name) for name in conv.inputs[1:] if name):
         graph.remark(user.ops, rule, False, f"the weights of {conv.name} are no constants")
         return False
@@ -42,7 +45,7 @@ def _fold_one(graph: WorkingGraph, rules: RuleBook, conv: Node) -> bool:
         graph.remark(user.ops, rule, False, why_not)
         return False
     if user.op_type != "Mul" and len(conv.inputs) < 3:
-        channels = graph.shape(conv.inputs[1])[0]
+        channels = graph.shape(conv.outputs[0])[1]
         bias = graph.tensor(f"{conv.name}_bias", (channels,), graph.tensors[conv.inputs[1]].dtype, constant=True)
         graph.append_input(conv, bias)
     graph.remark(user.ops, rule, True, f"goes into the weights of {conv.name}")
