@@ -212,9 +212,33 @@ def run_probe(args: argparse.Namespace) -> int:
 
 def run_collect(args: argparse.Namespace) -> int:
     """``latpred collect``."""
-    from latpred.report.progress import collecting
+    from latpred import home, pipeline
+    from latpred.collect.campaign import preview
+    from latpred.report import tables
+    from latpred.report.progress import CampaignDisplay
 
-    return collecting(args, complain)
+    threads = args.threads or 1
+    if args.dry_run:
+        rules = home.rules_for(args.device, threads=threads, home=args.home)
+        print(tables.preview_table(preview(rules, args.count, args.seed, args.kinds or ())))
+        return 0
+    order = pipeline.Order(
+        args.device, threads, args.budget, args.kinds or (), args.provider, args.fresh, args.seed, args.home
+    )
+    with CampaignDisplay() as display:
+        collected = pipeline.collect(order, display.progress, display.stage)
+    print(tables.summary_table(collected.summary))
+    if collected.report is None:
+        complain(
+            f"interrupted; {collected.folders.dataset} is whole: the same command goes on from here, "
+            f"`latpred fit --device {args.device} --threads {threads}` fits what there is"
+        )
+        return 1
+    print(tables.fit_table(collected.report))
+    print(f"measurements: {collected.folders.dataset}")
+    print(f"predictor:    {collected.folders.model}")
+    print("next:         latpred predict MODEL.onnx")
+    return 0
 
 
 def run_fit(args: argparse.Namespace) -> int:
@@ -289,7 +313,9 @@ def build_parser() -> argparse.ArgumentParser:
     collect.add_argument("--budget", type=parse_budget, default=900.0, metavar="15m", help="default 15m")
     collect.add_argument("--kinds", nargs="+", metavar="KIND", help="only kernels of these kinds")
     collect.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of the runtime")
-    collect.add_argument("--dry-run", action="store_true", help="print what would be measured")
+    collect.add_argument("--dry-run", action="store_true", help="print what would be measured first; run nothing")
+    collect.add_argument("--count", type=parse_positive, default=10, help="graphs that --dry-run prints (default 10)")
+    collect.add_argument("--resume", action="store_true", help="go on with the dataset that is there (the default)")
     collect.add_argument("--fresh", action="store_true", help="start a new dataset (default: go on with the old one)")
     collect.add_argument("--seed", type=int, default=0, help="of the sampled configurations")
     collect.set_defaults(run=run_collect)

@@ -8,13 +8,25 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 if TYPE_CHECKING:
+    from collections import Counter
+
+    from latpred.collect.campaign import Summary
+    from latpred.collect.sample import Configuration
     from latpred.device import Device
     from latpred.fit import FitReport
     from latpred.kernels.detect import Detection
     from latpred.kernels.kernel import Kernel
     from latpred.predictor import Prediction
 
-__all__ = ["device_table", "fit_table", "kernels_table", "prediction_table", "remarks_table"]
+__all__ = [
+    "device_table",
+    "fit_table",
+    "kernels_table",
+    "prediction_table",
+    "preview_table",
+    "remarks_table",
+    "summary_table",
+]
 
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 COUNT_UNITS = ("", "k", "M", "G", "T", "P")
@@ -233,3 +245,34 @@ def fit_table(report: FitReport) -> str:
         ("kind", "rows", "share of time", "median error", "MAPE", "MAPE of roofline alone"),
         right=(1, 2, 3, 4, 5),
     )
+
+
+def preview_table(rows: Sequence[tuple[Configuration, Counter[str]]]) -> str:
+    """What a campaign would measure first: the blocks of each composite graph, and its kernels by kind."""
+    return table(
+        (
+            (
+                index,
+                "+".join(made.templates),
+                sum(kinds.values()),
+                ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6)),
+            )
+            for index, (made, kinds) in enumerate(rows)
+        ),
+        ("#", "blocks", "kernels", "most of them"),
+        right=(0, 2),
+    )
+
+
+def summary_table(summary: Summary) -> str:
+    """What a campaign measured, and how far two measurements of the same thing differ."""
+    lines = [
+        f"{summary.composites} composite graphs, {summary.kernels} kernels of {len(summary.kernels_by_kind)} kinds in "
+        f"{summary.elapsed_s / 60:.1f} min; {summary.failed} graphs failed, {summary.remeasured} were measured again; "
+        f"{summary.matched_share:.2%} of the profiled time was named by the detector",
+    ]
+    if summary.noise_floor:
+        floor = ", ".join(f"{what} {share:.1%}" for what, share in summary.noise_floor.items())
+        lines.append(f"noise floor: {floor}")
+    lines += [f"notice: {notice}" for notice in summary.notices]
+    return "\n".join(lines)
