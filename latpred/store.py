@@ -16,14 +16,13 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from latpred.errors import ArtefactError
-from latpred.graph import Spec
-from latpred.kernels.kernel import Context, Kernel, Work
-from latpred.kernels.work import COUNTED, traffic_of, work_of
+from latpred.kernels.kernel import Kernel
+from latpred.packing import pack_kernel, signature, unpack_kernel
 
 __all__ = ["SCHEMA_VERSION", "Dataset", "KernelSample", "Meta", "pack_kernel", "signature", "unpack_kernel"]
 
@@ -201,7 +200,7 @@ class Dataset:
         self._sound_bytes = (self._sound_bytes or 0) + len(member)
 
     def records(self) -> Iterator[Record]:
-        """Every whole record, oldest first; `kernels` stay packed (`unpack_kernel` opens one).
+        """Every whole record, oldest first; `kernels` stay packed (`latpred.packing.unpack_kernel` opens one).
 
         Raises
         ------
@@ -312,94 +311,4 @@ def _write(path: Path, text: str) -> None:
 def _weight(packed: Mapping[str, Any]) -> float:
     """Reliability of one mean: 1 where its standard error is nothing, 1/2 where it is 10 %, never below 0.05."""
     error = float(packed.get("spread", 0.0)) / max(1, int(packed.get("samples", 1))) ** 0.5
-    return max(0.05, 1.0 / (1.0 + 10.0 * error))
-
-
-def signature(kernel: Kernel) -> str:
-    """What two launches must share to be the same kernel: everything but names and surroundings.
-
-    Examples
-    --------
-    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),))
-    >>> signature(relu)
-    'relu|Relu||float32:1x8>float32:1x8|'
-    """
-    attributes = ",".join(f"{name}={kernel.attributes[name]}" for name in sorted(kernel.attributes))
-    return "|".join(
-        (
-            kernel.kind,
-            kernel.op_type,
-            "+".join(kernel.epilogue),
-            f"{';'.join(map(_pack_spec, kernel.inputs))}>{';'.join(map(_pack_spec, kernel.outputs))}",
-            attributes,
-        )
-    )
-
-
-def _pack_spec(spec: Spec) -> str:
-    """A spec as ``float32:1x3x8x8``, with ``!`` behind a constant."""
-    return f"{spec.dtype}:{'x'.join(map(str, spec.shape))}{'!' if spec.constant else ''}"
-
-
-def _unpack_spec(text: str) -> Spec:
-    dtype, _, shape = text.partition(":")
-    constant = shape.endswith("!")
-    shape = shape.rstrip("!")
-    return Spec(tuple(map(int, shape.split("x"))) if shape else (), dtype, constant)
-
-
-def pack_kernel(kernel: Kernel) -> Record:
-    """A kernel as a compact JSON row: specs as text, defaults and what follows from the rest left out.
-
-    Examples
-    --------
-    >>> work = Work(flops=8, read_bytes=4 * 8, write_bytes=4 * 8)
-    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),), work=work)
-    >>> pack_kernel(relu)
-    {'kind': 'relu', 'op_type': 'Relu', 'name': 'a', 'inputs': ['float32:1x8'], 'outputs': ['float32:1x8']}
-    >>> unpack_kernel(pack_kernel(relu)) == relu
-    True
-    """
-    row: Record = {"kind": kernel.kind, "op_type": kernel.op_type, "name": kernel.name}
-    if kernel.domain:
-        row["domain"] = kernel.domain
-    if kernel.ops != (kernel.name,):
-        row["ops"] = list(kernel.ops)
-    row["inputs"] = [_pack_spec(spec) for spec in kernel.inputs]
-    row["outputs"] = [_pack_spec(spec) for spec in kernel.outputs]
-    if kernel.attributes:
-        row["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in kernel.attributes.items()}
-    if kernel.epilogue:
-        row["epilogue"] = list(kernel.epilogue)
-    if kernel.work != _work(kernel):
-        row["work"] = list(astuple(kernel.work))
-    if kernel.context != Context():
-        row["context"] = list(astuple(kernel.context))
-    if kernel.repeat != 1:
-        row["repeat"] = kernel.repeat
-    return row
-
-
-def unpack_kernel(row: Mapping[str, Any]) -> Kernel:
-    """The kernel that `pack_kernel` packed; further keys of the row are passed over."""
-    kernel = Kernel(
-        kind=row["kind"],
-        op_type=row["op_type"],
-        domain=row.get("domain", ""),
-        name=row["name"],
-        ops=tuple(row.get("ops", (row["name"],))),
-        inputs=tuple(map(_unpack_spec, row["inputs"])),
-        outputs=tuple(map(_unpack_spec, row["outputs"])),
-        attributes={k: tuple(v) if isinstance(v, list) else v for k, v in row.get("attributes", {}).items()},
-        epilogue=tuple(row.get("epilogue", ())),
-        context=Context(*row.get("context", ())),
-        repeat=row.get("repeat", 1),
-    )
-    return replace(kernel, work=Work(*row["work"]) if "work" in row else _work(kernel))
-
-
-def _work(kernel: Kernel) -> Work:
-    """The work that follows from all the rest of a kernel, so that it need not be stored."""
-    if kernel.op_type not in COUNTED:
-        return traffic_of(kernel.inputs, kernel.outputs)
-    return work_of(kernel.op_type, kernel.domain, kernel.inputs, kernel.outputs, kernel.attributes, kernel.epilogue)
+    return float(max(0.05, 1.0 / (1.0 + 10.0 * error)))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from latpred.errors import ArtefactError
 from latpred.graph import Spec
 from latpred.kernels.kernel import Context, Kernel, Work
-from latpred.store import Dataset, Meta, pack_kernel, signature, unpack_kernel
+from latpred.packing import pack_kernel, signature, unpack_kernel
+from latpred.store import Dataset, Meta
 
 META = Meta("local", "EPYC", "onnxruntime", "1.31.1", threads=1)
 

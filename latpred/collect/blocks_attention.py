@@ -25,7 +25,15 @@ from latpred.collect.layers import (
     window_slice,
 )
 
-__all__ = ["Attention", "attend", "draw_attention", "encoder_layer", "language_model", "merge_heads", "vision_transformer"]
+__all__ = [
+    "Attention",
+    "attend",
+    "draw_attention",
+    "encoder_layer",
+    "language_model",
+    "merge_heads",
+    "vision_transformer",
+]
 
 HEAD_WIDTHS = ((16, 1), (24, 0.5), (32, 3), (48, 0.7), (64, 8), (80, 0.5), (96, 0.5), (128, 1.2))
 
@@ -108,8 +116,10 @@ def attend(b: GraphBuilder, query: Value, key: Value, value: Value, a: Attention
         query = b.op("Mul", query, a.head_width**-0.5)
     scores = b.op("MatMul", query, key)
     if a.scale == "scores":
-        scores = b.op("Div", scores, sqrt(a.head_width)) if b.style.layer_names else (
-            b.op("Mul", scores, a.head_width**-0.5)
+        scores = (
+            b.op("Div", scores, sqrt(a.head_width))
+            if b.style.layer_names
+            else (b.op("Mul", scores, a.head_width**-0.5))
         )
     tokens, others = scores.shape[-2:]
     if a.mask == "causal":
@@ -202,7 +212,9 @@ def feed_forward(b: GraphBuilder, x: Value, a: Attention) -> Value:
     return linear(b, activation(b, linear(b, x, hidden, bias), a.mlp), width, bias)
 
 
-def encoder_layer(b: GraphBuilder, x: Value, a: Attention, bias: Value | None = None, memory: Value | None = None) -> Value:
+def encoder_layer(
+    b: GraphBuilder, x: Value, a: Attention, bias: Value | None = None, memory: Value | None = None
+) -> Value:
     """Attention (and attention to `memory`), then the MLP, each with its norm and its residual."""
 
     def scaled(y: Value) -> Value:
@@ -236,8 +248,11 @@ def language_model(b: GraphBuilder, limit_s: float) -> None:
     """Token ids -> embeddings -> layers -> head: encoders, decoders, encoder-decoders."""
     a = draw_attention(b, text=True)
     batch = int(b.choose([1, 2, 4, 8], [10, 1.5, 1.5, 0.7]))
-    tokens = int(b.choose([8, 16, 24, 32, 48, 64, 77, 96, 128, 192, 256, 384, 512],
-                          [0.7, 1, 0.7, 2.5, 1, 3, 0.7, 1.5, 4, 1, 2, 1, 1]))
+    tokens = int(
+        b.choose(
+            [8, 16, 24, 32, 48, 64, 77, 96, 128, 192, 256, 384, 512], [0.7, 1, 0.7, 2.5, 1, 3, 0.7, 1.5, 4, 1, 2, 1, 1]
+        )
+    )
     if batch > 1:
         tokens = min(tokens, 256 // batch)
     start_s = b.estimated_s
@@ -252,7 +267,9 @@ def language_model(b: GraphBuilder, limit_s: float) -> None:
         else:
             x = b.op("Add", x, window_slice(b, positions, 0, 0, tokens))
         if b.chance(0.4):
-            x = b.op("Add", x, b.op("Gather", b.weight((2, a.width), 0.5), b.input((batch, tokens), "int64", 2), axis=0))
+            x = b.op(
+                "Add", x, b.op("Gather", b.weight((2, a.width), 0.5), b.input((batch, tokens), "int64", 2), axis=0)
+            )
     if not a.norm_first:
         x = layer_norm(b, x)
     memory = None
@@ -303,9 +320,16 @@ def vision_transformer(b: GraphBuilder, limit_s: float) -> None:
         x = encoder_layer(b, x, a, bias)
     b.scope = "head"
     x = _norm(b, x, a)
-    pooled = b.op("Gather", x, b.constant(0), axis=1) if extra and b.chance(0.7) else (
-        squeeze(b, window_slice(b, x, 1, 0, 1), [1]) if b.chance(0.3) else b.op("ReduceMax", x, axes=[1], keepdims=0)
-        if b.style.opset < 18 and b.chance(0.2) else _mean_tokens(b, x)
+    pooled = (
+        b.op("Gather", x, b.constant(0), axis=1)
+        if extra and b.chance(0.7)
+        else (
+            squeeze(b, window_slice(b, x, 1, 0, 1), [1])
+            if b.chance(0.3)
+            else b.op("ReduceMax", x, axes=[1], keepdims=0)
+            if b.style.opset < 18 and b.chance(0.2)
+            else _mean_tokens(b, x)
+        )
     )
     linear(b, pooled, int(b.choose([10, 100, 1000])))
 

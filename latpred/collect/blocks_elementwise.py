@@ -35,13 +35,25 @@ def draw_shape(b: GraphBuilder, rank: int = 0) -> tuple[int, ...]:
         shape = b.choose([(batch, tokens, channels), (batch, channels, tokens), (batch, tokens, tokens)])
     elif rank == 4:
         shape = b.choose(
-            [(batch, channels, side, side), (batch, side, side, channels), (batch, heads, tokens, head),
-             (batch, heads, tokens, tokens), (batch, tokens, heads, head), (batch * 16, heads, 49, 49)],
+            [
+                (batch, channels, side, side),
+                (batch, side, side, channels),
+                (batch, heads, tokens, head),
+                (batch, heads, tokens, tokens),
+                (batch, tokens, heads, head),
+                (batch * 16, heads, 49, 49),
+            ],
             [5, 2.5, 2, 1.5, 1, 0.7],
         )
     elif rank == 5:
-        shape = b.choose([(batch, tokens, 3, heads, head), (3, batch, heads, tokens, head), (batch, heads, 4, side, side),
-                          (batch, 2, max(1, channels // 2), side, side)])
+        shape = b.choose(
+            [
+                (batch, tokens, 3, heads, head),
+                (3, batch, heads, tokens, head),
+                (batch, heads, 4, side, side),
+                (batch, 2, max(1, channels // 2), side, side),
+            ]
+        )
     else:
         shape = (batch, 4, 7, 4, 7, channels)
     sizes = list(shape)
@@ -137,13 +149,18 @@ def broadcasts(b: GraphBuilder, limit_s: float) -> None:
             if kind == "arithmetic":
                 op_type = str(b.choose(["Add", "Mul", "Sub", "Div", "Pow"], [5, 5, 2.5, 2.5, 0.3]))
                 other = _other(b, x)
-                y = b.op(op_type, other, x) if op_type in ("Add", "Mul", "Sub") and b.chance(0.2) else (
-                    b.op(op_type, b.op("Abs", x) if op_type == "Pow" else x, other)
+                y = (
+                    b.op(op_type, other, x)
+                    if op_type in ("Add", "Mul", "Sub") and b.chance(0.2)
+                    else (b.op(op_type, b.op("Abs", x) if op_type == "Pow" else x, other))
                 )
                 x = b.op("Clip", y, -8.0, 8.0) if op_type in ("Pow", "Mul") and b.chance(0.4) else y
             elif kind == "compare":
-                mask = b.op(str(b.choose(["Greater", "Less", "GreaterOrEqual"]) if b.style.opset >= 12 else "Less"), x,
-                            _other(b, x))
+                mask = b.op(
+                    str(b.choose(["Greater", "Less", "GreaterOrEqual"]) if b.style.opset >= 12 else "Less"),
+                    x,
+                    _other(b, x),
+                )
                 x = b.op("Mul", x, b.op("Cast", mask, to=1))
             elif kind == "where":
                 shape = b.choose([x.shape, (*[1] * (len(x.shape) - 2), *x.shape[-2:]), (*x.shape[:-1], 1)])
@@ -156,14 +173,18 @@ def broadcasts(b: GraphBuilder, limit_s: float) -> None:
                 x = b.op("Where", b.op("Not", b.op(str(b.choose(["And", "Or", "Xor"])), *masks)), x, 0.5)
             else:
                 size, other_size = b.between(8, 512), b.between(8, 512)
-                b.op(str(b.choose(["Sub", "Mul"])), b.op("Neg", b.input((size, 1))), b.op("Neg", b.input((1, other_size))))
+                b.op(
+                    str(b.choose(["Sub", "Mul"])),
+                    b.op("Neg", b.input((size, 1))),
+                    b.op("Neg", b.input((1, other_size))),
+                )
         if b.chance(0.5):
             return
 
 
 def _axes(b: GraphBuilder, rank: int) -> list[int]:
     options = [[rank - 1], [1], [0], list(range(2, rank)), list(range(1, rank)), [rank - 2], list(range(rank))]
-    return [axis for axis in b.choose(options, [6, 3, 0.5, 3, 0.7, 1.5, 0.3])]
+    return b.choose(options, [6, 3, 0.5, 3, 0.7, 1.5, 0.3])
 
 
 def reductions(b: GraphBuilder, limit_s: float) -> None:
@@ -175,12 +196,23 @@ def reductions(b: GraphBuilder, limit_s: float) -> None:
         x = b.op("Sigmoid", b.input(shape))
         rank = len(shape)
         for _ in range(STEPS):
-            kind = b.choose(["reduce", "softmax", "norm", "arg", "cumsum", "topk", "image", "einsum"],
-                            [8, 4, 4, 1, 0.7, 0.7, 2.5, 1])
+            kind = b.choose(
+                ["reduce", "softmax", "norm", "arg", "cumsum", "topk", "image", "einsum"],
+                [8, 4, 4, 1, 0.7, 0.7, 2.5, 1],
+            )
             if kind == "reduce":
                 op_type = b.choose(
-                    ["ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ReduceMin", "ReduceSumSquare", "ReduceL1",
-                     "ReduceProd", "ReduceLogSumExp"],
+                    [
+                        "ReduceMean",
+                        "ReduceSum",
+                        "ReduceMax",
+                        "ReduceL2",
+                        "ReduceMin",
+                        "ReduceSumSquare",
+                        "ReduceL1",
+                        "ReduceProd",
+                        "ReduceLogSumExp",
+                    ],
                     [8, 5, 2.5, 2, 0.7, 0.7, 0.5, 0.3, 0.5],
                 )
                 reduce(b, op_type, x, _axes(b, rank) or [rank - 1], b.chance(0.6))
@@ -191,7 +223,9 @@ def reductions(b: GraphBuilder, limit_s: float) -> None:
                 x = b.op(str(b.choose(["Softmax", "LogSoftmax"], [5, 1])), x, axis=axis)
                 x = b.op("Add", x, 1.0)
             elif kind == "norm":
-                norm = b.choose(["layer", "rms", "batch", "instance", "group"] if rank >= 3 else ["layer", "rms", "batch"])
+                norm = b.choose(
+                    ["layer", "rms", "batch", "instance", "group"] if rank >= 3 else ["layer", "rms", "batch"]
+                )
                 if norm == "layer":
                     x = layer_norm(b, x)
                 elif norm == "rms":
@@ -207,11 +241,21 @@ def reductions(b: GraphBuilder, limit_s: float) -> None:
                 b.op("CumSum", x, b.constant(int(b.choose([rank - 1, 1, 0]))))
             elif kind == "topk":
                 size = x.shape[-1]
-                b.multi("TopK", x, b.constant([max(1, min(size, int(b.choose([1, 5, 10, 50, 100]))))]), outputs=2, axis=-1,
-                        sorted=int(b.chance(0.8)))
+                b.multi(
+                    "TopK",
+                    x,
+                    b.constant([max(1, min(size, int(b.choose([1, 5, 10, 50, 100]))))]),
+                    outputs=2,
+                    axis=-1,
+                    sorted=int(b.chance(0.8)),
+                )
             elif kind == "image" and rank == 4:
-                op_type = str(b.choose(["GlobalAveragePool", "GlobalMaxPool", "LRN", "LpNormalization",
-                                        "MeanVarianceNormalization"], [4, 1.5, 1, 1, 0.5]))
+                op_type = str(
+                    b.choose(
+                        ["GlobalAveragePool", "GlobalMaxPool", "LRN", "LpNormalization", "MeanVarianceNormalization"],
+                        [4, 1.5, 1, 1, 0.5],
+                    )
+                )
                 attributes = {"size": 5} if op_type == "LRN" else {"axis": 1} if op_type == "LpNormalization" else {}
                 b.op(op_type, x, **attributes)
             elif kind == "einsum" and rank == 4:
@@ -226,8 +270,13 @@ def _einsum(b: GraphBuilder, x: Value) -> None:
     if b.style.opset < 12 or t * t * n * h > MAX_ELEMENTS or t * d * h * n > MAX_ELEMENTS:
         return
     equation, shape = b.choose(
-        [("nhtd,nhsd->nhts", (n, h, t, d)), ("nhtd,tsd->nhts", (t, min(t, 64), d)), ("nhtd,hde->nhte", (h, d, 32)),
-         ("nhtd,d->nht", (d,)), ("nhtd,nhte->nhde", (n, h, t, 16))]
+        [
+            ("nhtd,nhsd->nhts", (n, h, t, d)),
+            ("nhtd,tsd->nhts", (t, min(t, 64), d)),
+            ("nhtd,hde->nhte", (h, d, 32)),
+            ("nhtd,d->nht", (d,)),
+            ("nhtd,nhte->nhde", (n, h, t, 16)),
+        ]
     )
     other = b.op("Neg", b.input(shape)) if b.chance(0.5) else b.weight(shape, 0.1)
     b.op("Einsum", x, other, equation=equation)

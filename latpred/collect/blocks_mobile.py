@@ -178,9 +178,11 @@ def gated_convolution(b: GraphBuilder, x: Value, out: int, stride: int, t: Trait
     gate, kept, part = split(b, linear(b, y, sum(sizes)), sizes, -1 if b.style.opset >= 13 else 3)
     part = transpose(b, part, (0, 3, 1, 2))
     part = transpose(b, _depthwise(b, part, int(b.choose([3, 7]))), (0, 2, 3, 1))
-    y = b.op("Mul", activation(b, gate, "gelu"), b.op("Concat", kept, part, axis=3)) if (
-        sizes[1] + sizes[2] == hidden
-    ) else b.op("Concat", kept, part, axis=3)
+    y = (
+        b.op("Mul", activation(b, gate, "gelu"), b.op("Concat", kept, part, axis=3))
+        if (sizes[1] + sizes[2] == hidden)
+        else b.op("Concat", kept, part, axis=3)
+    )
     return b.op("Add", x, transpose(b, linear(b, y, out), (0, 3, 1, 2)))
 
 

@@ -72,7 +72,9 @@ def joins(b: GraphBuilder, limit_s: float) -> None:
         rank = len(x.shape)
         axis = int(b.choose([1, rank - 1, max(0, rank - 2), 0], [5, 3, 2, 0.5]))
         size = x.shape[axis]
-        kind = b.choose(["concat", "split", "slice", "pad", "tile", "expand", "step", "roll"], [6, 4, 4, 2, 0.7, 2, 1.5, 1])
+        kind = b.choose(
+            ["concat", "split", "slice", "pad", "tile", "expand", "step", "roll"], [6, 4, 4, 2, 0.7, 2, 1.5, 1]
+        )
         if kind == "concat":
             others = []
             for _ in range(int(b.choose([1, 2, 3, 7], [5, 3, 2, 0.5]))):
@@ -118,8 +120,20 @@ def lookups(b: GraphBuilder, limit_s: float) -> None:
             return
         b.scope = "lookups"
         kind = b.choose(
-            ["embedding", "gather", "elements", "gather_nd", "scatter_nd", "scatter_elements", "one_hot", "trilu", "grid",
-             "bias_table", "reverse", "unfold"],
+            [
+                "embedding",
+                "gather",
+                "elements",
+                "gather_nd",
+                "scatter_nd",
+                "scatter_elements",
+                "one_hot",
+                "trilu",
+                "grid",
+                "bias_table",
+                "reverse",
+                "unfold",
+            ],
             [3, 4, 1.5, 1, 2.5, 1, 0.5, 0.7, 0.7, 1.5, 0.2, 0.5],
         )
         rows, width = b.between(16, 512), b.between(16, 1024, 8)
@@ -150,8 +164,13 @@ def lookups(b: GraphBuilder, limit_s: float) -> None:
         elif kind == "scatter_elements":
             x = _fresh(b, (1, rows, width // 8))
             picked = max(1, rows // 4)
-            b.op("ScatterElements", x, b.input((1, picked, width // 8), "int64", rows), _fresh(b, (1, picked, width // 8)),
-                 axis=1)
+            b.op(
+                "ScatterElements",
+                x,
+                b.input((1, picked, width // 8), "int64", rows),
+                _fresh(b, (1, picked, width // 8)),
+                axis=1,
+            )
         elif kind == "one_hot":
             ids = b.input((1, rows), "int64", 64)
             b.op("OneHot", ids, b.constant(int(b.choose([16, 64, 256]))), b.constant([0.0, 1.0], "float32"), axis=-1)
@@ -164,7 +183,9 @@ def lookups(b: GraphBuilder, limit_s: float) -> None:
             b.op("GridSample", _fresh(b, (1, channels, side, side)), grid, mode=str(b.choose(modes)))
         elif kind == "bias_table":
             tokens, heads = int(b.choose([16, 49, 64, 144])), int(b.choose([2, 4, 8]))
-            y = b.op("Gather", _fresh(b, (4 * tokens, heads)), b.constant(b.rng.integers(0, 4 * tokens, tokens * tokens)))
+            y = b.op(
+                "Gather", _fresh(b, (4 * tokens, heads)), b.constant(b.rng.integers(0, 4 * tokens, tokens * tokens))
+            )
             transpose(b, reshape(b, y, (tokens, tokens, heads)), (2, 0, 1))
         elif kind == "reverse":
             lengths = b.constant(np.full(4, rows))
@@ -191,8 +212,9 @@ def resampling(b: GraphBuilder, limit_s: float) -> None:
         batch = int(b.choose([1, 2, 4], [8, 1, 0.5]))
         x = b.input((batch, min(channels, 64), side, side))
         x = convolution(b, x, channels, 1, norm=False, bias=True) if b.chance(0.6) else b.op("Neg", x)
-        kind = b.choose(["resize", "max", "average", "global", "depth", "space", "lp", "unpool"],
-                        [6, 4, 4, 1, 1, 0.7, 0.2, 0.3])
+        kind = b.choose(
+            ["resize", "max", "average", "global", "depth", "space", "lp", "unpool"], [6, 4, 4, 1, 1, 0.7, 0.2, 0.3]
+        )
         if kind == "resize":
             mode = b.choose(["nearest", "linear", "cubic"], [4, 5, 1])
             scale = b.choose([2.0, 4.0, 0.5, 1.5, 3.0], [5, 1.5, 1.5, 0.7, 0.5])
@@ -200,8 +222,9 @@ def resampling(b: GraphBuilder, limit_s: float) -> None:
                 resize(b, x, scale, mode)
         elif kind in ("max", "average"):
             op_type = {"max": "MaxPool", "average": "AveragePool"}[kind]
-            kernel, stride = b.choose([(2, 2), (3, 2), (3, 1), (5, 1), (7, 1), (9, 1), (13, 1), (4, 4)],
-                                      [5, 4, 2, 0.7, 0.4, 0.3, 0.3, 0.5])
+            kernel, stride = b.choose(
+                [(2, 2), (3, 2), (3, 1), (5, 1), (7, 1), (9, 1), (13, 1), (4, 4)], [5, 4, 2, 0.7, 0.4, 0.3, 0.3, 0.5]
+            )
             if kernel < side:
                 attributes = {"ceil_mode": 1} if b.chance(0.2) else {}
                 if kind == "average" and b.chance(0.4):

@@ -30,8 +30,10 @@ def products(b: GraphBuilder, limit_s: float) -> None:
         while m * k * n > 600_000_000:
             k, n, m = k // 2, n // 2, max(1, m // 2)
         batch = b.choose([1, 2, 4, 8, 12, 16, 36, 64, 144], [3, 1, 1, 2, 2, 1, 1, 1, 0.5])
-        kind = b.choose(["weights", "batched", "heads", "shared", "stack", "scaled", "gemm", "vector", "transposed"],
-                        [2, 3, 4, 1.5, 1, 1.5, 3, 0.7, 2])
+        kind = b.choose(
+            ["weights", "batched", "heads", "shared", "stack", "scaled", "gemm", "vector", "transposed"],
+            [2, 3, 4, 1.5, 1, 1.5, 3, 0.7, 2],
+        )
         if kind == "weights":
             b.op("MatMul", _fresh(b, (int(b.choose([1, 2, 4])), m, k)), b.weight((k, n)))
             continue
@@ -70,7 +72,11 @@ def products(b: GraphBuilder, limit_s: float) -> None:
 def _gemm(b: GraphBuilder, m: int, k: int, n: int) -> None:
     turned, packed = b.chance(0.2), b.chance(0.6)
     x = _fresh(b, (k, m) if turned else (m, k))
-    weights = b.weight((n, k) if packed else (k, n), 1 / sqrt(k)) if b.chance(0.85) else _fresh(b, (n, k) if packed else (k, n))
+    weights = (
+        b.weight((n, k) if packed else (k, n), 1 / sqrt(k))
+        if b.chance(0.85)
+        else _fresh(b, (n, k) if packed else (k, n))
+    )
     operands = [x, weights]
     if b.chance(0.85):
         operands.append(b.weight(b.choose([(n,), (1, n), (m, n)], [6, 0.5, 0.5]), 0.1))
@@ -124,9 +130,10 @@ def convolutions(b: GraphBuilder, limit_s: float) -> None:
             channels, out = groups * width, groups * deep
         if rank == 3 and (kernel > 3 or dilation > 1):
             kernel, dilation = 3, 1
-        while prod(sides) * (channels // groups) * out * kernel**rank > 400_000_000 or prod(sides) * max(
-            channels, out
-        ) > MAX_ELEMENTS:
+        while (
+            prod(sides) * (channels // groups) * out * kernel**rank > 400_000_000
+            or prod(sides) * max(channels, out) > MAX_ELEMENTS
+        ):
             sides = tuple(max(4, n // 2) for n in sides)
             if max(sides) <= 8:
                 out = out // 2 if kind == "dense" else out
@@ -147,8 +154,18 @@ def convolutions(b: GraphBuilder, limit_s: float) -> None:
             continue
         sizes: int | tuple[int, ...] = (1, kernel) if kind == "flat" and rank == 2 else kernel
         y = convolution(
-            b, x, max(1, out), sizes, stride, groups, dilation, norm=False, bias=b.chance(0.8),
-            act=b.choose(["none", "relu", "silu", "sigmoid", "tanh", "leaky_relu", "hard_swish"], [6, 3, 1, 0.5, 0.3, 0.5, 0.5]),
+            b,
+            x,
+            max(1, out),
+            sizes,
+            stride,
+            groups,
+            dilation,
+            norm=False,
+            bias=b.chance(0.8),
+            act=b.choose(
+                ["none", "relu", "silu", "sigmoid", "tanh", "leaky_relu", "hard_swish"], [6, 3, 1, 0.5, 0.3, 0.5, 0.5]
+            ),
             same_upper=b.chance(0.08) and dilation == 1,
         )
         if b.chance(0.3):

@@ -59,7 +59,9 @@ def recurrent_network(b: GraphBuilder, limit_s: float) -> None:
     batch = int(b.choose([1, 2, 4, 8, 16], [8, 1, 1, 1, 0.5]))
     steps = b.between(8, 256)
     width = b.choose([16, 40, 64, 80, 128, 256, 300, 512])
-    hidden = b.choose([32, 64, 100, 128, 200, 256, 320, 384, 512, 768, 1024], [1, 2, 0.7, 3, 1, 4, 0.7, 0.7, 3, 0.5, 0.7])
+    hidden = b.choose(
+        [32, 64, 100, 128, 200, 256, 320, 384, 512, 768, 1024], [1, 2, 0.7, 3, 1, 4, 0.7, 0.7, 3, 0.5, 0.7]
+    )
     directions = int(b.choose([1, 2]))
     start_s = b.estimated_s
     b.scope = "encoder"
@@ -128,8 +130,14 @@ def temporal_network(b: GraphBuilder, limit_s: float) -> None:
                 x = pool(b, x, str(b.choose(["MaxPool", "AveragePool"])), int(b.choose([2, 3])), 2)
     b.scope = "head"
     if b.chance(0.4):
-        b.op("ConvTranspose", x, b.weight((x.shape[1], max(8, x.shape[1] // 2), 4)), kernel_shape=[4], strides=[2],
-             pads=[1, 1])
+        b.op(
+            "ConvTranspose",
+            x,
+            b.weight((x.shape[1], max(8, x.shape[1] // 2), 4)),
+            kernel_shape=[4],
+            strides=[2],
+            pads=[1, 1],
+        )
     linear(b, reduce(b, "ReduceMean", x, [2], keepdims=False), 10)
 
 
@@ -170,5 +178,7 @@ def speech_network(b: GraphBuilder, limit_s: float) -> None:
             y = activation(b, batch_norm(b, y), "silu")
             x = b.op("Add", x, transpose(b, convolution(b, y, a.width, 1, norm=False, bias=True), (0, 2, 1)))
     b.scope = "head"
-    scores = linear(b, window_slice(b, x, 1, 0, x.shape[1] // 2) if b.chance(0.3) else x, int(b.choose([32, 128, 1024])))
+    scores = linear(
+        b, window_slice(b, x, 1, 0, x.shape[1] // 2) if b.chance(0.3) else x, int(b.choose([32, 128, 1024]))
+    )
     b.op("LogSoftmax", scores, axis=-1 if b.style.opset >= 13 else 2)

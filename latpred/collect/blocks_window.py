@@ -1,4 +1,4 @@
-"""Hybrid vision blocks: shifted windows, reduced keys, channel and linear attention, convolutional attention, mixers."""
+"""Hybrid vision blocks: windows, reduced keys, channel and linear attention, attention by convolutions, mixers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from latpred.collect.layers import (
     convolution,
     layer_norm,
     linear,
-    pool,
     reduce,
     reshape,
     split,
@@ -71,8 +70,11 @@ def shifted_windows(b: GraphBuilder, x: Value, a: Attention) -> Value:
     cosine = b.chance(0.3)
     if cosine:
         query, key = _normalised(b, query), _normalised(b, key)
-    scores = b.op("MatMul", query if cosine else b.op("Mul", query, (channels // a.heads) ** -0.5),
-                  transpose(b, key, (0, 1, 3, 2)))
+    scores = b.op(
+        "MatMul",
+        query if cosine else b.op("Mul", query, (channels // a.heads) ** -0.5),
+        transpose(b, key, (0, 1, 3, 2)),
+    )
     if cosine:
         scores = b.op("Mul", scores, b.weight((a.heads, 1, 1), 0.5, 5.0))
     scores = b.op("Add", scores, b.weight((1, a.heads, tokens, tokens), 0.5))
@@ -206,8 +208,9 @@ def neighbourhood(b: GraphBuilder, x: Value, a: Attention) -> Value:
     rows, columns = height // side, width // side
     query = convolution(b, x, channels, 1, norm=False)
     query = reshape(b, query, (batch * a.heads, channels // a.heads, rows, side, columns, side))
-    query = reshape(b, transpose(b, query, (0, 1, 2, 4, 3, 5)),
-                    (batch * a.heads, channels // a.heads, rows * columns, side * side))
+    query = reshape(
+        b, transpose(b, query, (0, 1, 2, 4, 3, 5)), (batch * a.heads, channels // a.heads, rows * columns, side * side)
+    )
     query = transpose(b, query, (0, 2, 3, 1))
     halo = 1
     pair = convolution(b, x, 2 * channels, 1, norm=False)
@@ -230,7 +233,7 @@ def neighbourhood(b: GraphBuilder, x: Value, a: Attention) -> Value:
 
 def pooled_tokens(b: GraphBuilder, x: Value, a: Attention) -> Value:
     """Outlook: a window of weights from the centre pixel, values unfolded, weighted and summed; then the MLP."""
-    batch, channels, height, width = x.shape
+    batch, channels, height, _ = x.shape
     rows = transpose(b, x, (0, 2, 3, 1))
     coarse = b.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1) if height > 7 else x
     weights = linear(b, transpose(b, coarse, (0, 2, 3, 1)), a.heads * 9)
@@ -324,8 +327,9 @@ def mixer_network(b: GraphBuilder, limit_s: float) -> None:
     start_s = b.estimated_s
     b.scope = "stem"
     patch = int(b.choose([8, 16]))
-    x = convolution(b, b.input((batch, 3, side * patch, side * patch)), width, patch, patch, norm=False, bias=True,
-                    padding=0)
+    x = convolution(
+        b, b.input((batch, 3, side * patch, side * patch)), width, patch, patch, norm=False, bias=True, padding=0
+    )
     x = _to_rows(b, x)
     a = Attention(heads=1, head_width=width, mlp="gelu", mlp_ratio=float(b.choose([2.0, 3.0, 4.0])))
     for index in range(int(b.choose([1, 2, 3, 4]))):

@@ -8,14 +8,11 @@ right is taken back and measured anew.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from importlib import metadata
 from typing import Any
 
 from latpred.collect.matching import match
@@ -23,13 +20,15 @@ from latpred.collect.noise import noise_floor
 from latpred.collect.refinement import refined_weights
 from latpred.collect.runner import Runner, RunPlan, RunResult
 from latpred.collect.sample import Configuration, configuration
+from latpred.collect.surroundings import memory_limit_bytes, rounded, surroundings
 from latpred.collect.synthesize import Composite, reference, synthesize
 from latpred.errors import LatpredError, MeasurementError
 from latpred.graph import read
 from latpred.kernels.detect import detect
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Kernel
-from latpred.store import Dataset, pack_kernel
+from latpred.packing import pack_kernel
+from latpred.store import Dataset
 
 __all__ = ["Campaign", "ErrorByKind", "Progress", "Summary", "preview"]
 
@@ -208,7 +207,7 @@ class Campaign:
             min_profiled_runs=8 if short else 12,
             latency_budget_s=0.1 if short else 0.2,
             min_latency_runs=5 if short else 8,
-            memory_limit_bytes=_memory_limit_bytes(),
+            memory_limit_bytes=memory_limit_bytes(),
         )
 
     def _measure(
@@ -224,29 +223,29 @@ class Campaign:
         record = {
             "role": role,
             "configuration": {**made.to_dict(), "target_s": made.target_s, "pace": self.pace},
-            "latency": {name: _rounded(value) for name, value in result.summary().items()},
+            "latency": {name: rounded(value) for name, value in result.summary().items()},
             "kernels": [
                 {
                     **pack_kernel(replace(kernel, ops=(kernel.name,))),
-                    "latency_s": _rounded(event.latency_s),
+                    "latency_s": rounded(event.latency_s),
                     "samples": event.samples,
-                    "spread": _rounded(event.spread, 2),
+                    "spread": rounded(event.spread, 2),
                 }
                 for kernel, event in matching.matched
             ],
             "unmatched": [
-                {"name": event.name, "op_type": event.op_type, "latency_s": _rounded(event.latency_s * event.launches)}
+                {"name": event.name, "op_type": event.op_type, "latency_s": rounded(event.latency_s * event.launches)}
                 for event in matching.unmatched
             ],
             "unmeasured": [{"name": kernel.name, "op_type": kernel.op_type} for kernel in matching.unmeasured],
             "weight_bytes": composite.weight_bytes,
-            "reference_ratio": _rounded(self.reference_ratio),
+            "reference_ratio": rounded(self.reference_ratio),
             "run": {
                 "profiled_runs": result.profiled_runs,
-                "load_s": _rounded(result.load_s),
+                "load_s": rounded(result.load_s),
                 "cores": list(result.cores),
                 "process": result.process,
-                **_environment(),
+                **surroundings(),
             },
         }
         self._append(record)
@@ -288,8 +287,9 @@ class Campaign:
         if due and self.error_by_kind is not None and self.budget_s >= LEAST_BUDGET_TO_REFINE_S:
             self.refined += 1
             self._say("looking where the error is")
-            self.weights = refined_weights([record for _, record in self.dataset.samples()],
-                                           self.error_by_kind(self.dataset))
+            self.weights = refined_weights(
+                [record for _, record in self.dataset.samples()], self.error_by_kind(self.dataset)
+            )
 
     def _check_reference(self) -> None:
         """Time the reference; where it is off, wait for it to come back and take back what was measured meanwhile."""
@@ -317,17 +317,20 @@ class Campaign:
         """Void what a disturbed minute spoiled and queue it again, unless that would eat the budget."""
         spoiled_s = self.clock() - self.checked_s
         if self.remeasuring_s + spoiled_s > REMEASURING_LIMIT * self.budget_s:
-            self.notices.append(f"{len(self.fresh)} composites of a disturbed minute were kept: too little time is left")
+            self.notices.append(
+                f"{len(self.fresh)} composites of a disturbed minute were kept: too little time is left"
+            )
             return
         self.remeasuring_s += spoiled_s
-        self._append({"role": "void", "voids": [ordinal for ordinal, _ in self.fresh], **_environment()})
+        self._append({"role": "void", "voids": [ordinal for ordinal, _ in self.fresh], **surroundings()})
         self.again.extend(made for _, made in self.fresh)
         self._say(f"a disturbed minute: {len(self.fresh)} composites are measured again")
 
     def _time_reference(self) -> float:
         composite = reference()
-        plan = replace(self._plan(composite), profile=False, min_latency_runs=20, max_latency_runs=80,
-                       latency_budget_s=0.2)
+        plan = replace(
+            self._plan(composite), profile=False, min_latency_runs=20, max_latency_runs=80, latency_budget_s=0.2
+        )
         return self.runner.measure(composite.model, plan).latency_s
 
     def _say(self, message: str) -> None:
@@ -344,7 +347,9 @@ class Campaign:
         )
 
 
-def preview(rules: RuleBook, count: int, seed: int = 0, kinds: Iterable[str] = ()) -> list[tuple[Configuration, Counter[str]]]:
+def preview(
+    rules: RuleBook, count: int, seed: int = 0, kinds: Iterable[str] = ()
+) -> list[tuple[Configuration, Counter[str]]]:
     """What a campaign would measure first: configurations with the kinds of kernels in them. Nothing is run."""
     wanted = set(kinds)
     rows = []
@@ -354,42 +359,3 @@ def preview(rules: RuleBook, count: int, seed: int = 0, kinds: Iterable[str] = (
         if not wanted or wanted & set(found):
             rows.append((made, found))
     return rows
-
-
-def _rounded(value: float, digits: int = 4) -> float:
-    """Significant digits beyond the noise floor only cost bytes.
-
-    >>> _rounded(0.00123456)
-    0.001235
-    """
-    return value if isinstance(value, int) else float(f"{value:.{digits}g}")
-
-
-def _environment() -> dict[str, Any]:
-    """What surrounds one measurement: load, clock where the system tells it, time, latpred's version."""
-    import psutil
-
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    frequency = psutil.cpu_freq()
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "load_average": round(load, 2),
-        **({"frequency_hz": round(frequency.current * 1e6)} if frequency else {}),
-        "latpred_version": _version(),
-    }
-
-
-@lru_cache(maxsize=1)
-def _version() -> str:
-    """Of the installed package; "source" where latpred runs from a checkout that was never installed."""
-    try:
-        return metadata.version("latpred")
-    except metadata.PackageNotFoundError:
-        return "source"
-
-
-def _memory_limit_bytes() -> int:
-    """Two thirds of the memory."""
-    import psutil
-
-    return int(psutil.virtual_memory().total) * 2 // 3

@@ -182,10 +182,7 @@ class GraphBuilder:
             Where the output's shape cannot be inferred: a template that draws such a node is wrong.
         """
         dtype = next((v.dtype for v in inputs if isinstance(v, Value) and v.dtype != "bool"), "float32")
-        operands = [
-            v if v is None or isinstance(v, Value) else self.constant(v, dtype)
-            for v in inputs
-        ]
+        operands = [v if v is None or isinstance(v, Value) else self.constant(v, dtype) for v in inputs]
         name = self._name(op_type)
         results = [f"{name}_output_{i}" for i in range(outputs)]
         node = helper.make_node(op_type, [v.name if v else "" for v in operands], results, name, **attributes)

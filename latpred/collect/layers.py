@@ -143,9 +143,7 @@ def split(b: GraphBuilder, x: Value, sizes: Sequence[int], axis: int) -> tuple[V
 
 def window_slice(b: GraphBuilder, x: Value, axis: int, start: int, stop: int, step: int = 1) -> Value:
     """x[start:stop:step] along one axis."""
-    return b.op(
-        "Slice", x, b.constant([start]), b.constant([stop]), b.constant([axis]), b.constant([step])
-    )
+    return b.op("Slice", x, b.constant([start]), b.constant([stop]), b.constant([axis]), b.constant([step]))
 
 
 def reduce(b: GraphBuilder, op_type: str, x: Value, axes: Sequence[int], keepdims: bool = True) -> Value:
@@ -164,7 +162,12 @@ def batch_norm(b: GraphBuilder, x: Value) -> Value:
     channels = (x.shape[1],)
     variance = b.initializer(np.abs(b.rng.standard_normal(channels, np.float32)) * 0.2 + 0.9)
     return b.op(
-        "BatchNormalization", x, b.weight(channels, 0.1, 1.0), b.weight(channels, 0.1), b.weight(channels, 0.1), variance
+        "BatchNormalization",
+        x,
+        b.weight(channels, 0.1, 1.0),
+        b.weight(channels, 0.1),
+        b.weight(channels, 0.1),
+        variance,
     )
 
 
@@ -192,7 +195,7 @@ def rms_norm(b: GraphBuilder, x: Value) -> Value:
 
 
 def linear(b: GraphBuilder, x: Value, out: int, bias: bool = True) -> Value:
-    """x @ W + bias over the last dim, in the style's way."""
+    """X @ W + bias over the last dim, in the style's way."""
     width = x.shape[-1]
     if len(x.shape) == 2 and bias:
         return b.op("Gemm", x, b.weight((out, width), 1 / sqrt(width)), b.weight((out,), 0.1), transB=1)
@@ -254,7 +257,9 @@ def convolution(
     return activation(b, y, act)
 
 
-def pool(b: GraphBuilder, x: Value, kind: str = "MaxPool", kernel: int = 3, stride: int = 2, **attributes: int) -> Value:
+def pool(
+    b: GraphBuilder, x: Value, kind: str = "MaxPool", kernel: int = 3, stride: int = 2, **attributes: int
+) -> Value:
     """MaxPool or AveragePool with half padding."""
     dims = len(x.shape) - 2
     return b.op(

@@ -59,15 +59,14 @@ def match(kernels: Sequence[Kernel], events: Sequence[ProfiledKernel]) -> Matchi
     pairs: list[tuple[Kernel, ProfiledKernel]] = []
     rest = list(events)
     for agrees in (_same_name, _fits):
-        later = []
+        later: list[ProfiledKernel] = []
         for event in rest:
             candidates = waiting.get(_event_key(event), [])
-            kernel = next((k for k in candidates if agrees(k, event)), None)
-            if kernel is None:
+            found = next((index for index, kernel in enumerate(candidates) if agrees(kernel, event)), None)
+            if found is None:
                 later.append(event)
             else:
-                candidates.remove(kernel)
-                pairs.append((kernel, event))
+                pairs.append((candidates.pop(found), event))
         rest = later
     order = {id(event): index for index, event in enumerate(events)}
     pairs.sort(key=lambda pair: order[id(pair[1])])

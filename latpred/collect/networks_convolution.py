@@ -13,8 +13,21 @@ from latpred.collect.layers import activation, channel_gate, convolution, flatte
 
 __all__ = ["BATCHES", "RESOLUTIONS", "classic", "draw_batch", "draw_resolution", "mobile", "round_channels"]
 
-RESOLUTIONS = ((96, 1), (112, 1), (128, 2), (160, 2), (176, 1), (192, 2), (224, 10), (240, 1), (256, 4), (288, 2),
-               (299, 1), (320, 1), (384, 1))
+RESOLUTIONS = (
+    (96, 1),
+    (112, 1),
+    (128, 2),
+    (160, 2),
+    (176, 1),
+    (192, 2),
+    (224, 10),
+    (240, 1),
+    (256, 4),
+    (288, 2),
+    (299, 1),
+    (320, 1),
+    (384, 1),
+)
 BATCHES = ((1, 14), (2, 2), (3, 0.5), (4, 1.5), (8, 0.7))
 
 
@@ -102,13 +115,17 @@ def classic(b: GraphBuilder, limit_s: float) -> None:
     """A network of classic blocks, 32 to 2048 channels wide."""
     names = list(RESIDUAL_BLOCKS)
     name = b.choose(names, [RESIDUAL_BLOCKS[n][1] for n in names])
-    base = b.between(24, 96, 8) if name not in ("bottleneck", "preactivation", "split_attention", "multi_scale") else (
-        b.between(64, 320, 16)
+    base = (
+        b.between(24, 96, 8)
+        if name not in ("bottleneck", "preactivation", "split_attention", "multi_scale")
+        else (b.between(64, 320, 16))
     )
     growth = float(b.choose([2.0, 2.0, 2.0, 1.5, 1.7]))
     traits = Traits(
-        act=b.choose(["relu", "silu", "leaky_relu", "gelu", "prelu", "elu", "hard_swish", "mish"],
-                     [10, 2, 0.8, 0.5, 0.4, 0.3, 0.3, 0.3]),
+        act=b.choose(
+            ["relu", "silu", "leaky_relu", "gelu", "prelu", "elu", "hard_swish", "mish"],
+            [10, 2, 0.8, 0.5, 0.4, 0.3, 0.3, 0.3],
+        ),
         gate=b.choose(["none", "se", "se_linear", "eca"], [7, 1.5, 0.7, 0.8]),
         kernel=int(b.choose([3, 3, 3, 5, 1])),
         expansion=float(b.choose([4.0, 4.0, 2.0])),
@@ -123,13 +140,21 @@ def mobile(b: GraphBuilder, limit_s: float) -> None:
     """A network of small blocks, 12 to 768 channels wide."""
     names = list(MOBILE_BLOCKS)
     name = b.choose(names, [MOBILE_BLOCKS[n][1] for n in names])
-    wide = name in ("channels_last", "pointwise_mlp", "gated_convolution", "partial_convolution", "dilated_large_kernel")
+    wide = name in (
+        "channels_last",
+        "pointwise_mlp",
+        "gated_convolution",
+        "partial_convolution",
+        "dilated_large_kernel",
+    )
     base = b.between(32, 128, 8) if wide else b.between(12, 48, 4)
     if name in ("separable_residual", "shuffle"):
         base *= 2
     growth = 2.0 if wide else float(b.choose([1.5, 1.7, 1.9]))
     traits = Traits(
-        act=b.choose(["relu", "relu6", "silu", "hard_swish", "gelu", "leaky_relu", "prelu"], [4, 3, 4, 2.5, 1, 0.3, 0.3]),
+        act=b.choose(
+            ["relu", "relu6", "silu", "hard_swish", "gelu", "leaky_relu", "prelu"], [4, 3, 4, 2.5, 1, 0.3, 0.3]
+        ),
         gate=b.choose(["none", "se", "se_linear", "eca"], [5, 4, 0.7, 0.4]),
         kernel=int(b.choose([3, 5, 7], [6, 3, 1])),
         expansion=float(b.choose([1.0, 2.0, 3.0, 4.0, 6.0], [1, 1, 1.5, 3, 4])),

@@ -1,12 +1,24 @@
-"""Networks that answer for every pixel or voxel: decoders, pyramids, dilated heads, super-resolution, detection, 3-D."""
+"""Networks that answer for every pixel: decoders, pyramids, dilated heads, super-resolution, detection, 3-D."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from latpred.collect.graph_builder import GraphBuilder, Value
-from latpred.collect.layers import activation, convolution, flatten, global_pool, linear, pool, reduce, reshape, resize, \
-    transpose, unsqueeze, window_slice
+from latpred.collect.layers import (
+    activation,
+    convolution,
+    flatten,
+    global_pool,
+    linear,
+    pool,
+    reduce,
+    reshape,
+    resize,
+    transpose,
+    unsqueeze,
+    window_slice,
+)
 from latpred.collect.networks_convolution import draw_batch
 
 __all__ = ["decoder_network", "detector_head", "generator", "pyramid_network", "super_resolution", "volume_network"]
@@ -100,7 +112,8 @@ def pyramid_network(b: GraphBuilder, limit_s: float) -> None:
         ]
         coarse = convolution(b, global_pool(b, top), max(8, out // 2), 1, norm=False, bias=True, act="relu")
         branches.append(
-            b.op("Expand", coarse, b.constant([1, coarse.shape[1], *top.shape[2:]])) if b.chance(0.5)
+            b.op("Expand", coarse, b.constant([1, coarse.shape[1], *top.shape[2:]]))
+            if b.chance(0.5)
             else resize(b, coarse, float(top.shape[2]), "linear" if b.chance(0.5) else "nearest")
         )
         top = convolution(b, b.op("Concat", *branches, axis=1), out, 1, act="relu")
@@ -256,8 +269,10 @@ def volume_network(b: GraphBuilder, limit_s: float) -> None:
             y = convolution(b, x, channels, (3, 3, 3), act="relu")
             x = activation(b, b.op("Add", x, convolution(b, y, channels, (3, 3, 3))), "relu")
         if min(x.shape[2:]) >= 4 and all(n % 2 == 0 for n in x.shape[2:]):
-            x = pool(b, x, str(b.choose(["MaxPool", "AveragePool"])), 2, 2) if b.chance(0.5) else (
-                convolution(b, x, 2 * channels, (3, 3, 3), 2, act="relu")
+            x = (
+                pool(b, x, str(b.choose(["MaxPool", "AveragePool"])), 2, 2)
+                if b.chance(0.5)
+                else (convolution(b, x, 2 * channels, (3, 3, 3), 2, act="relu"))
             )
     if kind == "decoder":
         x = _upsample(b, x, max(8, x.shape[1] // 2), str(b.choose(["transpose2", "nearest", "linear"])))

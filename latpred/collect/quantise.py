@@ -5,7 +5,8 @@ Scales are constants of a plausible size: what an integer kernel costs does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,13 +54,13 @@ class _Rewriter:
         self.added: list[onnx.TensorProto] = []
         self.count = 0
 
-    def constant(self, array: np.ndarray, stem: str) -> str:
+    def constant(self, array: np.ndarray | np.generic, stem: str) -> str:
         name = f"{stem}_{self.count}"
         self.count += 1
         self.added.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def node(self, op_type: str, inputs: list[str], outputs: list[str], stem: str, **attributes: object) -> None:
+    def node(self, op_type: str, inputs: list[str], outputs: list[str], stem: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(op_type, inputs, outputs, f"{stem}_{op_type}_{self.count}", **attributes))
         self.count += 1
 
@@ -105,7 +106,11 @@ def quantise_static(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.Mo
     outputs = {v.name for v in model.graph.output}
     for node in list(model.graph.node):
         heavy = node.op_type in ("Conv", "Gemm", "MatMul")
-        if node.op_type not in WRAPPED or (only_heavy and not heavy) or node.input[0] not in floats | set(work.initializers):
+        if (
+            node.op_type not in WRAPPED
+            or (only_heavy and not heavy)
+            or node.input[0] not in floats | set(work.initializers)
+        ):
             work.nodes.append(node)
             continue
         activations = WRAPPED[node.op_type]
@@ -119,8 +124,10 @@ def quantise_static(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.Mo
                 else:
                     axis = _channel_axis(node) if per_channel else None
                     node.input[index] = _integer_weight(work, tensor, axis)
-            elif (activations is None or index in activations) and (name in floats or tensor is not None) and (
-                tensor is None or tensor.data_type == TensorProto.FLOAT
+            elif (
+                (activations is None or index in activations)
+                and (name in floats or tensor is not None)
+                and (tensor is None or tensor.data_type == TensorProto.FLOAT)
             ):
                 node.input[index] = pair(name)
         work.nodes.append(node)
@@ -147,15 +154,15 @@ def _channel_axis(node: onnx.NodeProto) -> int:
 def _integer_weight(work: _Rewriter, tensor: onnx.TensorProto, axis: int | None) -> str:
     values = numpy_helper.to_array(tensor)
     if axis is None or values.ndim < 2:
-        scales, axis_attribute = np.float32(max(float(np.abs(values).max()), 1e-6) / 127), {}
-        shaped: np.ndarray | np.float32 = scales
-        zeros = np.int8(0)
+        spread = np.asarray(np.abs(values).max())
+        scales = shaped = (np.maximum(spread, 1e-6) / 127).astype(np.float32)
+        axis_attribute = {}
     else:
         axis %= values.ndim
         others = tuple(i for i in range(values.ndim) if i != axis)
         shaped = (np.maximum(np.abs(values).max(others, keepdims=True), 1e-6) / 127).astype(np.float32)
         scales, axis_attribute = shaped.reshape(-1), {"axis": axis}
-        zeros = np.zeros(scales.shape, np.int8)
+    zeros = np.zeros(scales.shape, np.int8)
     quantized = work.constant(np.clip(np.round(values / shaped), -127, 127).astype(np.int8), f"{tensor.name}_quantized")
     result = f"{quantized}_dequantized"
     operands = [quantized, work.constant(scales, "weight_scale"), work.constant(zeros, "weight_zero")]
@@ -186,8 +193,6 @@ def quantise_dynamic(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.M
             quantized[name] = results
         return quantized[name]
 
-    makers: dict[str, Callable[..., Iterable[str]]] = {}
-    del makers
     for node in list(model.graph.node):
         weight = work.initializers.get(node.input[1]) if len(node.input) > 1 else None
         plain = not any(a.name == "transA" and a.i for a in node.attribute)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,7 +51,11 @@ def synthesize(configuration: Configuration) -> Composite:
         hungry = builder.weight_bytes < configuration.weight_bytes and spent_s < OVERTIME * configuration.target_s
         if every_once and not hungry and spent_s > 0.7 * configuration.target_s:
             break
-        if builder.weight_bytes > MAX_WEIGHT_BYTES or len(builder.nodes) > MAX_NODES or spent_s > 3 * configuration.target_s:
+        if (
+            builder.weight_bytes > MAX_WEIGHT_BYTES
+            or len(builder.nodes) > MAX_NODES
+            or spent_s > 3 * configuration.target_s
+        ):
             break
         name = configuration.templates[section % len(configuration.templates)]
         TEMPLATES[name].build(builder, part_s)
@@ -70,7 +74,7 @@ def synthesize(configuration: Configuration) -> Composite:
 
 
 def reference() -> Composite:
-    """The same small graph on every machine, always: convolutions, a product and elementwise ops, a few milliseconds."""
+    """The same small graph always: convolutions, products and elementwise ops, a few milliseconds."""
     builder = GraphBuilder(np.random.default_rng(7), Style())
     x = builder.input((1, 32, 56, 56))
     for _ in range(4):

@@ -192,7 +192,7 @@ def _run(session: Any, feeds: Mapping[str, np.ndarray]) -> float:
 
 
 def _count(one_s: float, least: int, most: int, budget_s: float) -> int:
-    """Runs that fit a time budget, between two bounds; of very slow graphs fewer than the lower bound, three at least."""
+    """Runs that fit a time budget, between two bounds; of very slow graphs fewer, but three at least."""
     fitting = int(budget_s / max(one_s, 1e-6))
     return max(3, min(least, 3 * fitting), min(most, fitting))
 

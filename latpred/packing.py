@@ -1,0 +1,103 @@
+"""A kernel as a compact JSON row, and its signature: what measurements are stored and grouped by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, replace
+from typing import Any
+
+from latpred.graph import Spec
+from latpred.kernels.kernel import Context, Kernel, Work
+from latpred.kernels.work import COUNTED, traffic_of, work_of
+
+__all__ = ["pack_kernel", "signature", "unpack_kernel"]
+
+
+def signature(kernel: Kernel) -> str:
+    """What two launches must share to be the same kernel: everything but names and surroundings.
+
+    Examples
+    --------
+    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),))
+    >>> signature(relu)
+    'relu|Relu||float32:1x8>float32:1x8|'
+    """
+    attributes = ",".join(f"{name}={kernel.attributes[name]}" for name in sorted(kernel.attributes))
+    return "|".join(
+        (
+            kernel.kind,
+            kernel.op_type,
+            "+".join(kernel.epilogue),
+            f"{';'.join(map(_pack_spec, kernel.inputs))}>{';'.join(map(_pack_spec, kernel.outputs))}",
+            attributes,
+        )
+    )
+
+
+def _pack_spec(spec: Spec) -> str:
+    """A spec as ``float32:1x3x8x8``, with ``!`` behind a constant."""
+    return f"{spec.dtype}:{'x'.join(map(str, spec.shape))}{'!' if spec.constant else ''}"
+
+
+def _unpack_spec(text: str) -> Spec:
+    dtype, _, shape = text.partition(":")
+    constant = shape.endswith("!")
+    shape = shape.rstrip("!")
+    return Spec(tuple(map(int, shape.split("x"))) if shape else (), dtype, constant)
+
+
+def pack_kernel(kernel: Kernel) -> dict[str, Any]:
+    """A kernel as a compact JSON row: specs as text, defaults and what follows from the rest left out.
+
+    Examples
+    --------
+    >>> work = Work(flops=8, read_bytes=4 * 8, write_bytes=4 * 8)
+    >>> relu = Kernel("relu", "Relu", "", "a", ("a",), (Spec((1, 8)),), (Spec((1, 8)),), work=work)
+    >>> pack_kernel(relu)
+    {'kind': 'relu', 'op_type': 'Relu', 'name': 'a', 'inputs': ['float32:1x8'], 'outputs': ['float32:1x8']}
+    >>> unpack_kernel(pack_kernel(relu)) == relu
+    True
+    """
+    row: dict[str, Any] = {"kind": kernel.kind, "op_type": kernel.op_type, "name": kernel.name}
+    if kernel.domain:
+        row["domain"] = kernel.domain
+    if kernel.ops != (kernel.name,):
+        row["ops"] = list(kernel.ops)
+    row["inputs"] = [_pack_spec(spec) for spec in kernel.inputs]
+    row["outputs"] = [_pack_spec(spec) for spec in kernel.outputs]
+    if kernel.attributes:
+        row["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in kernel.attributes.items()}
+    if kernel.epilogue:
+        row["epilogue"] = list(kernel.epilogue)
+    if kernel.work != _work(kernel):
+        row["work"] = list(astuple(kernel.work))
+    if kernel.context != Context():
+        row["context"] = list(astuple(kernel.context))
+    if kernel.repeat != 1:
+        row["repeat"] = kernel.repeat
+    return row
+
+
+def unpack_kernel(row: Mapping[str, Any]) -> Kernel:
+    """The kernel that `pack_kernel` packed; further keys of the row are passed over."""
+    kernel = Kernel(
+        kind=row["kind"],
+        op_type=row["op_type"],
+        domain=row.get("domain", ""),
+        name=row["name"],
+        ops=tuple(row.get("ops", (row["name"],))),
+        inputs=tuple(map(_unpack_spec, row["inputs"])),
+        outputs=tuple(map(_unpack_spec, row["outputs"])),
+        attributes={k: tuple(v) if isinstance(v, list) else v for k, v in row.get("attributes", {}).items()},
+        epilogue=tuple(row.get("epilogue", ())),
+        context=Context(*row.get("context", ())),
+        repeat=row.get("repeat", 1),
+    )
+    return replace(kernel, work=Work(*row["work"]) if "work" in row else _work(kernel))
+
+
+def _work(kernel: Kernel) -> Work:
+    """The work that follows from all the rest of a kernel, so that it need not be stored."""
+    if kernel.op_type not in COUNTED:
+        return traffic_of(kernel.inputs, kernel.outputs)
+    return work_of(kernel.op_type, kernel.domain, kernel.inputs, kernel.outputs, kernel.attributes, kernel.epilogue)
