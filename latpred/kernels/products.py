@@ -251,6 +251,8 @@ def matmul_transpose(graph: WorkingGraph, rules: RuleBook) -> None:
     for matmul in graph.of_type("MatMul", "FusedMatMul"):
         if not all(graph.tensors[name].dtype in TRANSPOSE_TYPES for name in matmul.inputs):
             continue
+        if matmul.inputs[0] == matmul.inputs[1]:
+            continue  # the runtime does not take one Transpose in from both sides
         found: dict[int, tuple[Node, bool, bool]] = {}
         for index, side in ((0, "A"), (1, "B")):
             transpose = graph.producers.get(matmul.inputs[index])
