@@ -15,7 +15,7 @@ from latpred.kernels.attention import packed_attention
 from latpred.kernels.blocked import block_channels
 from latpred.kernels.channels_last import channels_last
 from latpred.kernels.convolution import fuse_conv_activation, fuse_conv_add_activation, fuse_conv_weights, fuse_pads
-from latpred.kernels.elimination import drop_no_ops, fold_constants, share_subexpressions
+from latpred.kernels.elimination import drop_no_ops, fold_constants, share_subexpressions, store_constants
 from latpred.kernels.functions import inline_functions
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Context, Kernel, Work
@@ -32,6 +32,7 @@ Pass = Callable[[WorkingGraph, RuleBook], None]
 # CPU provider, layout. What it repeats until nothing changes stands here as often as networks need it.
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 0", quantization.unique_dq),
+    ("level 0", store_constants),
     ("level 1", share_subexpressions),
     ("level 1", fold_constants),
     ("level 1", drop_no_ops),

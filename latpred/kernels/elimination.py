@@ -8,7 +8,7 @@ from latpred.graph import AttributeValue
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.working import Node, WorkingGraph
 
-__all__ = ["drop_no_ops", "fold_constants", "share_subexpressions"]
+__all__ = ["drop_no_ops", "fold_constants", "share_subexpressions", "store_constants"]
 
 # Their result differs from run to run, so nothing may be computed ahead or shared.
 RANDOM_OPS = frozenset(
@@ -16,6 +16,13 @@ RANDOM_OPS = frozenset(
 )
 INT64_MAX = 2**63 - 1
 SHARED_CONSTANT_ELEMENTS = 8  # constants up to here are compared by value
+
+
+def store_constants(graph: WorkingGraph, rules: RuleBook) -> None:  # noqa: ARG001 - a fact, not a rule
+    """Constant nodes are initializers once the model is loaded."""
+    for node in graph.of_type("Constant"):
+        graph.remove(node)
+        graph.free[node.name] = "a constant: stored, never executed"
 
 
 def fold_constants(graph: WorkingGraph, rules: RuleBook) -> None:

@@ -241,7 +241,7 @@ def _split_dims(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[in
             size *= after[place]
             group.append(place)
             place += 1
-        if size != dim:
+        if size != dim or not group:
             return None
         groups.append(group)
     return groups if place == len(after) else None
