@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import ast
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx
 
 from latpred.errors import DimensionError
 
 __all__ = ["bind_inputs"]
+
+ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 def bind_inputs(
@@ -71,7 +80,8 @@ def bind_inputs(
                 )
     inner = {symbol for row in symbols.values() for symbol in row[1:]}
     notices: dict[str, None] = {}
-    for name, tensor in tensors.items():
+    # a batch that stays open first: other inputs' dims may be reckoned from it
+    for name, tensor in sorted(tensors.items(), key=lambda item: not _opens_with(item[1])):
         if name in given:
             _set_shape(tensor, given[name])
             continue
@@ -82,21 +92,54 @@ def bind_inputs(
             symbol = symbols[name][position]
             if not _is_open(dim):
                 sizes.append(dim.dim_value)
-            elif symbol in bound:
-                sizes.append(bound[symbol])
+            elif (reckoned := _evaluated(symbol, bound)) is not None:
+                sizes.append(reckoned)
             elif position == 0 and (not symbol or symbol not in inner):
                 flag = f"--dim {symbol}=..." if symbol else f"--shape {name}=..."
                 label = f"dim 0 ({symbol!r})" if symbol else "dim 0"
                 notices[f"{label} of input {name!r} is open: taken as 1; set it with {flag}"] = None
                 sizes.append(1)
+                if symbol:
+                    bound[symbol] = 1
             else:
                 raise DimensionError(_open_dim(name, position, symbol, tensor))
         _set_shape(tensor, sizes)
     return tuple(notices)
 
 
+def _evaluated(symbol: str, bound: Mapping[str, int]) -> int | None:
+    """The size of a symbolic dim: bound itself, or a sum or product of bound ones, as exporters write them.
+
+    >>> _evaluated("2*heads + 1", {"heads": 4})
+    9
+    """
+    if symbol in bound or not symbol:
+        return bound.get(symbol)
+    try:
+        size = _value(ast.parse(symbol, mode="eval").body, bound)
+    except (SyntaxError, ValueError, KeyError, ZeroDivisionError):
+        return None
+    return size if size > 0 else None
+
+
+def _value(expression: ast.expr, bound: Mapping[str, int]) -> int:
+    match expression:
+        case ast.Name(id=name):
+            return bound[name]
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in ARITHMETIC:
+            return ARITHMETIC[type(sign)](_value(left, bound), _value(right, bound))
+    raise ValueError("not a sum or product of dims")
+
+
 def _is_open(dim: onnx.TensorShapeProto.Dimension) -> bool:
     return not dim.HasField("dim_value") or dim.dim_value < 0  # some exporters write -1 for an open dim
+
+
+def _opens_with(tensor: onnx.TypeProto.Tensor) -> bool:
+    dims = tensor.shape.dim
+    return bool(dims) and _is_open(dims[0]) and dims[0].dim_param.isidentifier()
 
 
 def _set_shape(tensor: onnx.TypeProto.Tensor, shape: Sequence[int]) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from latpred.tensors import DTYPE_NAMES, RAW_DTYPES, VALUE_LIMIT, Array, AttributeValue, dtype_of, stored_tensor
+from latpred.tensors import DTYPE_NAMES, RAW_DTYPES, VALUE_LIMIT, Array, AttributeValue, dtype_of
 
-__all__ = ["FOLDED", "evaluate", "filled", "fold"]
+__all__ = ["FOLDED", "fold"]
 
 Attributes = Mapping[str, AttributeValue]
 Inputs = Sequence[Array | None]
@@ -55,47 +55,6 @@ def fold(
     if len(values) < output_count or any(value.size > VALUE_LIMIT for value in values):
         return None
     return values
-
-
-def filled(shape: Array | None, literal: onnx.TensorProto | None) -> list[Array] | None:
-    """What ConstantOfShape makes of `shape` and its attribute; None where that is large.
-
-    Examples
-    --------
-    >>> filled(np.array([2]), None)
-    [array([0., 0.], dtype=float32)]
-    """
-    if shape is None or prod(shape.tolist()) > VALUE_LIMIT:
-        return None
-    value = np.zeros(1, np.float32) if literal is None else stored_tensor("", literal).value
-    if value is None or value.size != 1:
-        return None
-    return [np.full(shape.tolist(), value.reshape(()), value.dtype)]
-
-
-def evaluate(
-    node: onnx.NodeProto, inputs: Inputs, opset_imports: Sequence[onnx.OperatorSetIdProto]
-) -> list[Array] | None:
-    """The outputs' values by onnx's reference evaluator, for ops that the table lacks; None where it fails too."""
-    from onnx import helper  # the evaluator is slow to import and rarely needed
-    from onnx.reference import ReferenceEvaluator
-
-    feeds = {name: value for name, value in zip(node.input, inputs, strict=True) if name and value is not None}
-    try:
-        infos = [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-            for name, value in feeds.items()
-        ]
-        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
-        graph = helper.make_graph([node], "one_node", infos, outputs)
-        made = ReferenceEvaluator(helper.make_model(graph, opset_imports=opset_imports)).run(None, feeds)
-    except Exception:
-        return None
-    if any(isinstance(value, list) for value in made):
-        return None
-    by_name = dict(zip((name for name in node.output if name), made, strict=True))
-    values = [np.asarray(by_name.get(name, np.zeros(0))) for name in node.output]
-    return None if any(value.size > VALUE_LIMIT for value in values) else values
 
 
 def _ints(value: Any) -> list[int]:

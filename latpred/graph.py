@@ -304,8 +304,9 @@ def _input_tensor(value: onnx.ValueInfoProto) -> Tensor:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return Tensor(value.name, (), "sequence")
-    shape = tuple(dim.dim_value for dim in tensor.shape.dim)
-    return Tensor(value.name, shape, DTYPE_NAMES.get(tensor.elem_type, "undefined"))
+    if tensor.elem_type not in DTYPE_NAMES or not tensor.elem_type:
+        raise ModelError(f"input {value.name!r} has no dtype that ONNX has: export the model again")
+    return Tensor(value.name, tuple(dim.dim_value for dim in tensor.shape.dim), DTYPE_NAMES[tensor.elem_type])
 
 
 def _unknown_text(unknown: Sequence[str]) -> str:

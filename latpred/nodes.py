@@ -39,6 +39,14 @@ GETTERS: Mapping[int, Callable[[Any], AttributeValue | None]] = {
     A.STRINGS: lambda a: tuple(_text(s) for s in a.strings),
     A.TENSOR: lambda a: _small_values(a.t),
 }
+VALUE_DTYPES: Mapping[str, Any] = {
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_string": np.str_,
+    "value_strings": np.str_,
+}
 GUESSED_TYPES = (("f", A.FLOAT), ("i", A.INT), ("s", A.STRING), ("t", A.TENSOR))
 
 
@@ -58,7 +66,13 @@ class ParsedNode:
 
 
 def parse(node: onnx.NodeProto) -> ParsedNode:
-    """Take a node apart."""
+    """Take a node apart.
+
+    Raises
+    ------
+    ModelError
+        Where its names are no text.
+    """
     attributes: dict[str, AttributeValue] = {}
     graphs: dict[str, onnx.GraphProto] = {}
     literal = None
@@ -73,17 +87,13 @@ def parse(node: onnx.NodeProto) -> ParsedNode:
         value = getter(attribute) if getter is not None else attribute_value(attribute)
         if value is not None:
             attributes[attribute.name] = value
-    return ParsedNode(
-        node,
-        node.name,
-        node.op_type,
-        domain_of(node.domain),
-        tuple(node.input),
-        tuple(node.output),
-        attributes,
-        graphs,
-        literal,
-    )
+    name, op_type, domain = node.name, node.op_type, domain_of(node.domain)
+    inputs, outputs = tuple(node.input), tuple(node.output)
+    try:
+        "".join((name, op_type, domain, *inputs, *outputs, *attributes, *graphs))
+    except TypeError as error:  # protobuf hands text that is no UTF-8 on as bytes
+        raise ModelError(f"node {name!r} has a name that is no text: export or copy the model again") from error
+    return ParsedNode(node, name, op_type, domain, inputs, outputs, attributes, graphs, literal)
 
 
 def domain_of(written: str) -> str:
@@ -139,9 +149,8 @@ def constant_of(node: onnx.NodeProto) -> Tensor:
         if attribute.name == "sparse_value":
             dense = stored_tensor(name, attribute.sparse_tensor.values)
             return Tensor(name, tuple(attribute.sparse_tensor.dims), dense.dtype, True)
-        value = attribute_value(attribute)
-        if attribute.name.startswith("value_") and value is not None:
-            dtype = {"i": np.int64, "f": np.float32, "s": np.str_}[attribute.name[6]]
+        value, dtype = attribute_value(attribute), VALUE_DTYPES.get(attribute.name)
+        if value is not None and dtype is not None:
             return computed_tensor(name, np.array(value, dtype))
     raise ModelError(f"Constant {node.name!r} has no value: export the model again")
 

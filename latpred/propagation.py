@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 
 from latpred.bounds import UPPER_BOUNDS
-from latpred.constants import evaluate, filled, fold
+from latpred.constants import fold
 from latpred.nodes import ParsedNode, constant_of
 from latpred.sequences import sequence_result
 from latpred.shapes import NodeInference, Signature
-from latpred.tensors import VALUE_LIMIT, Tensor, computed_tensor
+from latpred.tensors import VALUE_LIMIT, Array, Tensor, computed_tensor, stored_tensor
 
 __all__ = ["Propagation"]
 
@@ -80,7 +80,7 @@ class Propagation:
             alone = self._inference.signatures(node, inputs)
             found = [new or old for old, new in zip(found, alone, strict=True)]
         if foldable and any(_worth_evaluating(signature) for signature in found):
-            values = evaluate(node.proto, [t.value if t else None for t in inputs], self._imports)
+            values = _evaluate(node.proto, [t.value if t else None for t in inputs], self._imports)
             if values is not None:
                 return [computed_tensor(name, value) for name, value in zip(names, values, strict=True)], None
         assumption = None
@@ -97,7 +97,7 @@ class Propagation:
     def _folded(self, node: ParsedNode, inputs: Sequence[Tensor | None]) -> list[Tensor] | None:
         arrays = [None if t is None else t.value for t in inputs]
         if node.op_type == "ConstantOfShape":
-            values = filled(arrays[0], node.literal)
+            values = _filled(arrays[0], node.literal)
         else:
             values = fold(node.op_type, arrays, node.attributes, self._opset, len(node.outputs))
         if values is None:
@@ -130,3 +130,44 @@ def _incomplete(found: Sequence[Signature | None], names: Sequence[str]) -> bool
 
 def _worth_evaluating(signature: Signature | None) -> bool:
     return signature is None or (signature[1] in SHAPE_DTYPES and prod(signature[0]) <= VALUE_LIMIT)
+
+
+def _filled(shape: Array | None, literal: onnx.TensorProto | None) -> list[Array] | None:
+    """What ConstantOfShape makes of `shape` and its attribute; None where that is large.
+
+    Examples
+    --------
+    >>> _filled(np.array([2]), None)
+    [array([0., 0.], dtype=float32)]
+    """
+    if shape is None or prod(shape.tolist()) > VALUE_LIMIT:
+        return None
+    value = np.zeros(1, np.float32) if literal is None else stored_tensor("", literal).value
+    if value is None or value.size != 1:
+        return None
+    return [np.full(shape.tolist(), value.reshape(()), value.dtype)]
+
+
+def _evaluate(
+    node: onnx.NodeProto, inputs: Sequence[Array | None], opset_imports: Sequence[onnx.OperatorSetIdProto]
+) -> list[Array] | None:
+    """The outputs' values by onnx's reference evaluator, for ops that the table lacks; None where it fails too."""
+    from onnx import helper  # the evaluator is slow to import and rarely needed
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: value for name, value in zip(node.input, inputs, strict=True) if name and value is not None}
+    try:
+        infos = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in feeds.items()
+        ]
+        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+        graph = helper.make_graph([node], "one_node", infos, outputs)
+        made = ReferenceEvaluator(helper.make_model(graph, opset_imports=opset_imports)).run(None, feeds)
+    except Exception:
+        return None
+    if any(isinstance(value, list) for value in made):
+        return None
+    by_name = dict(zip((name for name in node.output if name), made, strict=True))
+    values = [np.asarray(by_name.get(name, np.zeros(0))) for name in node.output]
+    return None if any(value.size > VALUE_LIMIT for value in values) else values

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from latpred.errors import ModelError
+
 __all__ = [
     "DTYPE_CODES",
     "DTYPE_NAMES",
@@ -34,6 +36,7 @@ RENAMED = {"float": "float32", "double": "float64"}
 DTYPE_NAMES: dict[int, str] = {
     code: RENAMED.get(name.lower(), name.lower()) for name, code in onnx.TensorProto.DataType.items()
 }
+UNDEFINED = DTYPE_NAMES[onnx.TensorProto.UNDEFINED]
 DTYPE_CODES: dict[str, int] = {name: code for code, name in DTYPE_NAMES.items()}
 
 ITEM_BYTES: dict[str, float] = {
@@ -120,10 +123,19 @@ class Tensor:
 
 
 def stored_tensor(name: str, stored: onnx.TensorProto) -> Tensor:
-    """The constant that a `TensorProto` holds; without a value where it is large or its data are not in the file."""
+    """The constant that a `TensorProto` holds; without a value where it is large or its data are not in the file.
+
+    Raises
+    ------
+    ModelError
+        Where its dtype is none that ONNX has.
+    """
     shape = tuple(stored.dims)
     elements = prod(shape)
     code = stored.data_type
+    dtype = DTYPE_NAMES.get(code, UNDEFINED)
+    if dtype == UNDEFINED:
+        raise ModelError(f"tensor {name!r} has the dtype code {code}, which ONNX does not have: export the model again")
     value: Array | None = None
     if elements <= VALUE_LIMIT and stored.data_location != onnx.TensorProto.EXTERNAL:
         raw_dtype = RAW_DTYPES.get(code)
@@ -135,7 +147,7 @@ def stored_tensor(name: str, stored: onnx.TensorProto) -> Tensor:
                 value = numpy_helper.to_array(stored)
             except (TypeError, ValueError):  # data that do not fill the shape: only the shape can be used
                 value = None
-    return Tensor(name, shape, DTYPE_NAMES.get(code, "undefined"), True, value)
+    return Tensor(name, shape, dtype, True, value)
 
 
 def computed_tensor(name: str, value: Array) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from latpred.errors import ModelError, ShapeError
+from latpred.errors import LatpredError, ModelError, ShapeError
 from latpred.graph import Graph, read, walk
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -107,6 +108,16 @@ class TestSources:
         path.write_bytes(content[: int(len(content) * kept)])
         with pytest.raises(ModelError, match=r"truncated|no ONNX graph"):
             read(path)
+
+    def test_damaged_bytes_never_crash(self) -> None:
+        content = model(TestConstants.TEXT).SerializeToString()
+        random = np.random.default_rng(0)
+        for _ in range(400):
+            damaged = bytearray(content)
+            for position in random.integers(0, len(content), 3):
+                damaged[position] = random.integers(0, 256)
+            with contextlib.suppress(LatpredError):  # anything else would be a crash
+                read(bytes(damaged))
 
     def test_missing_file_folder_and_other_types(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="No such file"):

@@ -68,6 +68,20 @@ def test_another_open_dim_is_an_error(shape: list[int | str | None], said: list[
     assert "\n" not in str(caught.value)
 
 
+def test_sums_and_products_of_bound_dims_are_reckoned() -> None:
+    model = tokens(["batch", "past + new", 3], ["2*batch", "past", 3], ["batch", "new", 3])
+    graph = read(model, dims={"past": 6, "new": 2})
+    assert [graph.tensors[name].shape for name in ("aa", "bb", "cc")] == [(1, 8, 3), (2, 6, 3), (1, 2, 3)]
+
+
+def test_other_expressions_are_names() -> None:
+    with pytest.raises(DimensionError, match="height at run time"):
+        read(tokens([1, "height at run time"]))
+    with pytest.raises(DimensionError, match="__import__"):
+        read(tokens([1, "__import__('os').getpid()"]))
+    assert read(tokens([1, "n**2"]), dims={"n**2": 9}).tensors["aa"].shape == (1, 9)
+
+
 def test_an_input_without_a_rank_needs_a_shape() -> None:
     with pytest.raises(DimensionError, match="--shape a="):
         read(tokens(None))
