@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Integral
 
 import onnx
 
@@ -12,6 +13,7 @@ from latpred.errors import DimensionError
 
 __all__ = ["bind_inputs"]
 
+NAMED_LIMIT = 4  # open dims that an error spells out
 ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -57,8 +59,49 @@ def bind_inputs(
     symbols = {
         name: [dim.dim_param if _is_open(dim) else "" for dim in tensor.shape.dim] for name, tensor in tensors.items()
     }
-    bound = dict(dims or {})
     given = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+    bound = _bound_symbols(tensors, symbols, dict(dims or {}), given)
+    inner = {symbol for row in symbols.values() for symbol in row[1:]}
+    notices: list[str] = []
+    still_open: list[str] = []
+    # a batch that stays open first: other inputs' dims may be reckoned from it
+    for name, tensor in sorted(tensors.items(), key=lambda item: not _opens_with(item[1])):
+        if name in given:
+            _set_shape(tensor, given[name])
+            continue
+        if not tensor.HasField("shape"):
+            raise DimensionError(f"input {name!r} has no shape in the model: give it with --shape {name}=...")
+        sizes = []
+        for position, (dim, symbol) in enumerate(zip(tensor.shape.dim, symbols[name], strict=True)):
+            if not _is_open(dim):
+                size = dim.dim_value
+            elif (reckoned := _evaluated(symbol, bound)) is not None:
+                size = reckoned
+            elif position == 0 and (not symbol or symbol not in inner):
+                size = 1
+                flag = f"--dim {symbol}=..." if symbol else f"--shape {name}=..."
+                label = f"dim 0 ({symbol!r})" if symbol else "dim 0"
+                notices.append(f"{label} of input {name!r} is open: taken as 1; set it with {flag}")
+                if symbol:
+                    bound[symbol] = 1
+            else:
+                size = 0
+                still_open.append(_open_dim(name, position, symbol, tensor))
+            sizes.append(size)
+        _set_shape(tensor, sizes)
+    if still_open:
+        more = f"; and {len(still_open) - NAMED_LIMIT} more" if len(still_open) > NAMED_LIMIT else ""
+        raise DimensionError("; ".join(still_open[:NAMED_LIMIT]) + more)
+    return tuple(notices)
+
+
+def _bound_symbols(
+    tensors: Mapping[str, onnx.TypeProto.Tensor],
+    symbols: Mapping[str, Sequence[str]],
+    bound: dict[str, int],
+    given: Mapping[str, tuple[int, ...]],
+) -> dict[str, int]:
+    """Sizes of symbolic dims, from those `bound` by name and from the shapes `given`; all of it checked."""
     _check_names("input", given, tensors)
     _check_names("symbolic dim", bound, {symbol for row in symbols.values() for symbol in row if symbol})
     for name, size in bound.items():
@@ -72,39 +115,13 @@ def bind_inputs(
             )
         for position, size in enumerate(shape):
             _check_size(size, f"dim {position} of input {name!r}")
-            symbol = symbols[name][position] if position < len(symbols[name]) else ""
+            symbol = symbols[name][position] if symbols[name] else ""
             if symbol and bound.setdefault(symbol, size) != size:
                 raise DimensionError(
                     f"dim {symbol!r} is bound to {bound[symbol]} and, by the shape of input {name!r}, to {size}: "
                     "give it one size"
                 )
-    inner = {symbol for row in symbols.values() for symbol in row[1:]}
-    notices: dict[str, None] = {}
-    # a batch that stays open first: other inputs' dims may be reckoned from it
-    for name, tensor in sorted(tensors.items(), key=lambda item: not _opens_with(item[1])):
-        if name in given:
-            _set_shape(tensor, given[name])
-            continue
-        if not tensor.HasField("shape"):
-            raise DimensionError(f"input {name!r} has no shape in the model: give it with --shape {name}=...")
-        sizes = []
-        for position, dim in enumerate(tensor.shape.dim):
-            symbol = symbols[name][position]
-            if not _is_open(dim):
-                sizes.append(dim.dim_value)
-            elif (reckoned := _evaluated(symbol, bound)) is not None:
-                sizes.append(reckoned)
-            elif position == 0 and (not symbol or symbol not in inner):
-                flag = f"--dim {symbol}=..." if symbol else f"--shape {name}=..."
-                label = f"dim 0 ({symbol!r})" if symbol else "dim 0"
-                notices[f"{label} of input {name!r} is open: taken as 1; set it with {flag}"] = None
-                sizes.append(1)
-                if symbol:
-                    bound[symbol] = 1
-            else:
-                raise DimensionError(_open_dim(name, position, symbol, tensor))
-        _set_shape(tensor, sizes)
-    return tuple(notices)
+    return bound
 
 
 def _evaluated(symbol: str, bound: Mapping[str, int]) -> int | None:
@@ -145,7 +162,7 @@ def _opens_with(tensor: onnx.TypeProto.Tensor) -> bool:
 def _set_shape(tensor: onnx.TypeProto.Tensor, shape: Sequence[int]) -> None:
     del tensor.shape.dim[:]
     for size in shape:
-        tensor.shape.dim.add().dim_value = size
+        tensor.shape.dim.add().dim_value = int(size)
 
 
 def _written(tensor: onnx.TypeProto.Tensor) -> str:
@@ -170,6 +187,6 @@ def _check_names(what: str, given: Collection[str], known: Collection[str]) -> N
             raise DimensionError(f"the model has no {what} {name!r}; it has: {listed}")
 
 
-def _check_size(size: int, what: str) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+def _check_size(size: object, what: str) -> None:
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
         raise DimensionError(f"{what} needs a whole number of at least 1; got {size!r}")

@@ -68,6 +68,13 @@ def test_another_open_dim_is_an_error(shape: list[int | str | None], said: list[
     assert "\n" not in str(caught.value)
 
 
+def test_all_open_dims_are_named_at_once() -> None:
+    with pytest.raises(DimensionError) as caught:
+        read(tokens([1, "height", "width"], ["batch", "tokens"]))
+    assert all(f"--dim {name}=N" in str(caught.value) for name in ("height", "width", "tokens"))
+    assert "--dim batch" not in str(caught.value)  # taken as 1
+
+
 def test_sums_and_products_of_bound_dims_are_reckoned() -> None:
     model = tokens(["batch", "past + new", 3], ["2*batch", "past", 3], ["batch", "new", 3])
     graph = read(model, dims={"past": 6, "new": 2})
