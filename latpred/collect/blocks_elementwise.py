@@ -1,4 +1,4 @@
-"""Single ops one after another: unary, binary with every broadcast, reductions, comparisons, conversions.
+"""Single ops one after another: unary, binary with every broadcast, comparisons, conversions.
 
 These are the ops between the large kernels. Shapes are those of tokens, images, attention scores and small vectors.
 """
@@ -11,9 +11,9 @@ from math import prod
 import numpy as np
 
 from latpred.collect.graph_builder import GraphBuilder, Value
-from latpred.collect.layers import ACTIVATIONS, activation, batch_norm, layer_norm, reduce, rms_norm
+from latpred.collect.layers import ACTIVATIONS, activation
 
-__all__ = ["broadcasts", "conversions", "draw_shape", "elementwise", "reductions"]
+__all__ = ["MAX_ELEMENTS", "STEPS", "broadcasts", "conversions", "draw_shape", "elementwise"]
 
 STEPS = 10
 MAX_ELEMENTS = 1 << 21
@@ -180,106 +180,6 @@ def broadcasts(b: GraphBuilder, limit_s: float) -> None:
                 )
         if b.chance(0.5):
             return
-
-
-def _axes(b: GraphBuilder, rank: int) -> list[int]:
-    options = [[rank - 1], [1], [0], list(range(2, rank)), list(range(1, rank)), [rank - 2], list(range(rank))]
-    return b.choose(options, [6, 3, 0.5, 3, 0.7, 1.5, 0.3])
-
-
-def reductions(b: GraphBuilder, limit_s: float) -> None:
-    """Reduce*, softmax, norms, ArgMax, TopK, CumSum over all sorts of axes."""
-    start_s = b.estimated_s
-    while b.estimated_s - start_s < limit_s:
-        b.scope = "reductions"
-        shape = draw_shape(b)
-        x = b.op("Sigmoid", b.input(shape))
-        rank = len(shape)
-        for _ in range(STEPS):
-            kind = b.choose(
-                ["reduce", "softmax", "norm", "arg", "cumsum", "topk", "image", "einsum"],
-                [8, 4, 4, 1, 0.7, 0.7, 2.5, 1],
-            )
-            if kind == "reduce":
-                op_type = b.choose(
-                    [
-                        "ReduceMean",
-                        "ReduceSum",
-                        "ReduceMax",
-                        "ReduceL2",
-                        "ReduceMin",
-                        "ReduceSumSquare",
-                        "ReduceL1",
-                        "ReduceProd",
-                        "ReduceLogSumExp",
-                    ],
-                    [8, 5, 2.5, 2, 0.7, 0.7, 0.5, 0.3, 0.5],
-                )
-                reduce(b, op_type, x, _axes(b, rank) or [rank - 1], b.chance(0.6))
-            elif kind == "softmax":
-                axis = int(b.choose([-1, 1, max(0, rank - 2)], [6, 1.5, 1]))
-                if b.style.opset < 13:
-                    axis = axis % rank
-                x = b.op(str(b.choose(["Softmax", "LogSoftmax"], [5, 1])), x, axis=axis)
-                x = b.op("Add", x, 1.0)
-            elif kind == "norm":
-                norm = b.choose(
-                    ["layer", "rms", "batch", "instance", "group"] if rank >= 3 else ["layer", "rms", "batch"]
-                )
-                if norm == "layer":
-                    x = layer_norm(b, x)
-                elif norm == "rms":
-                    x = rms_norm(b, x)
-                elif norm == "batch":
-                    x = batch_norm(b, x)
-                else:
-                    channels = x.shape[1]
-                    x = b.op("InstanceNormalization", x, b.weight((channels,), 0.1, 1.0), b.weight((channels,), 0.1))
-            elif kind == "arg":
-                b.op(str(b.choose(["ArgMax", "ArgMin"], [4, 1])), x, axis=int(b.choose([rank - 1, 1])), keepdims=0)
-            elif kind == "cumsum":
-                b.op("CumSum", x, b.constant(int(b.choose([rank - 1, 1, 0]))))
-            elif kind == "topk":
-                size = x.shape[-1]
-                b.multi(
-                    "TopK",
-                    x,
-                    b.constant([max(1, min(size, int(b.choose([1, 5, 10, 50, 100]))))]),
-                    outputs=2,
-                    axis=-1,
-                    sorted=int(b.chance(0.8)),
-                )
-            elif kind == "image" and rank == 4:
-                op_type = str(
-                    b.choose(
-                        ["GlobalAveragePool", "GlobalMaxPool", "LRN", "LpNormalization", "MeanVarianceNormalization"],
-                        [4, 1.5, 1, 1, 0.5],
-                    )
-                )
-                attributes = {"size": 5} if op_type == "LRN" else {"axis": 1} if op_type == "LpNormalization" else {}
-                b.op(op_type, x, **attributes)
-            elif kind == "einsum" and rank == 4:
-                _einsum(b, x)
-        if b.chance(0.5):
-            return
-
-
-def _einsum(b: GraphBuilder, x: Value) -> None:
-    """Contractions that networks spell as Einsum: scores, contexts, relative positions, per-head products."""
-    n, h, t, d = x.shape
-    if b.style.opset < 12 or t * t * n * h > MAX_ELEMENTS or t * d * h * n > MAX_ELEMENTS:
-        return
-    equation, shape = b.choose(
-        [
-            ("nhtd,nhsd->nhts", (n, h, t, d)),
-            ("nhtd,tsd->nhts", (t, min(t, 64), d)),
-            ("nhtd,hde->nhte", (h, d, 32)),
-            ("nhtd,d->nht", (d,)),
-            ("nhtd,nhte->nhde", (n, h, t, 16)),
-        ]
-    )
-    other = b.op("Neg", b.input(shape)) if b.chance(0.5) else b.weight(shape, 0.1)
-    b.op("Einsum", x, other, equation=equation)
 
 
 CODES = {"float32": 1, "float16": 10, "float64": 11, "int64": 7, "int32": 6, "bool": 9, "uint8": 2, "int8": 3}

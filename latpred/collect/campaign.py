@@ -285,11 +285,18 @@ class Campaign:
             self._measure(made, composite, detect(read(composite.model), self.rules).kernels, role="repeat")
         due = self.refined < len(REFINEMENTS_AT) and self.elapsed_s > REFINEMENTS_AT[self.refined] * self.budget_s
         if due and self.error_by_kind is not None and self.budget_s >= LEAST_BUDGET_TO_REFINE_S:
-            self.refined += 1
-            self._say("looking where the error is")
-            self.weights = refined_weights(
-                [record for _, record in self.dataset.samples()], self.error_by_kind(self.dataset)
-            )
+            self._refine(self.error_by_kind)
+
+    def _refine(self, error_by_kind: ErrorByKind) -> None:
+        """Give the turns to come to the templates that the errors call for."""
+        self.refined += 1
+        self._say("looking where the error is")
+        try:
+            errors = error_by_kind(self.dataset)
+        except LatpredError as error:
+            self.notices.append(f"measured on in breadth, for the errors by kind could not be told: {error}")
+            return
+        self.weights = refined_weights([record for _, record in self.dataset.samples()], errors)
 
     def _check_reference(self) -> None:
         """Time the reference; where it is off, wait for it to come back and take back what was measured meanwhile."""
