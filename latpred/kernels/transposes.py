@@ -7,6 +7,7 @@ on the tensor before the Transpose, and a new Transpose stands behind it. Two in
 
 from __future__ import annotations
 
+from latpred.graph import AttributeValue
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.permutations import Permutation, compose, identity, inverse, permuted, unsqueezed
 from latpred.kernels.working import Node, WorkingGraph
@@ -134,8 +135,8 @@ class Pusher:
         if graph.is_constant(name):
             if tensor.spec.elements > 1 and len(tensor.shape) == len(perm):
                 value = None if tensor.value is None else tensor.value.transpose(perm)
-                shape = permuted(tensor.shape, perm)
-                graph.set_input(node, index, graph.tensor(name, shape, tensor.dtype, True, value))
+                stored = graph.tensor(name, permuted(tensor.shape, perm), tensor.dtype, True, value)
+                self._restore(node, index, stored, "Transpose", {"perm": inverse(perm)})
             return None
         producer = graph.producers.get(name)
         own = permutation(producer) if producer is not None and producer.op_type == "Transpose" else None
@@ -151,6 +152,19 @@ class Pusher:
                 return None
         graph.set_input(node, index, self.add(name, perm, node))
         return None
+
+    def _restore(
+        self, node: Node, index: int, stored: str, op_type: str, attributes: dict[str, AttributeValue]
+    ) -> None:
+        """Let a node read a constant in its new form; what else reads it gets the old form back by a node.
+
+        Such a Transpose of a constant counts like any other while the walk goes on, and is folded later.
+        """
+        graph = self.graph
+        name = node.inputs[index]
+        graph.set_input(node, index, stored)
+        if graph.uses.get(name):
+            graph.add(Node(op_type, "", f"{name}_restored", [stored], [name], attributes, (), rank=node.rank))
 
     def transpose_outputs(self, node: Node, perm: Permutation) -> None:
         """Put a Transpose behind each output; the node itself writes the tensor before it."""
@@ -180,7 +194,7 @@ class Pusher:
         return target
 
     def drop(self, transpose: Node) -> None:
-        """Remove a Transpose that nobody reads any more; its ONNX node lives on where it was pushed to."""
+        """Remove a node that nobody reads any more; its ONNX node lives on where it was pushed to."""
         graph = self.graph
         name = transpose.outputs[0]
         if not graph.alive(transpose) or graph.uses.get(name) or name in graph.outputs:
@@ -204,11 +218,17 @@ class Pusher:
         name = node.inputs[index]
         tensor = graph.tensors[name]
         shape = (1,) * missing + tensor.shape
+        axes = tuple(range(missing))
         if graph.is_constant(name):
             value = None if tensor.value is None else tensor.value.reshape(shape)
-            graph.set_input(node, index, graph.tensor(name, shape, tensor.dtype, True, value))
+            stored = graph.tensor(name, shape, tensor.dtype, True, value)
+            self._restore(node, index, stored, "Squeeze", {"axes": axes})
             return
-        axes = tuple(range(missing))
+        squeeze = graph.producers.get(name)
+        if squeeze is not None and squeeze.op_type == "Squeeze" and _squeezed_axes(graph, squeeze) == axes:
+            graph.set_input(node, index, squeeze.inputs[0])
+            self.drop(squeeze)
+            return
         target = graph.tensor(name, shape, tensor.dtype)
         view = Node("Unsqueeze", "", f"{node.name}_view", [name], [target], {"axes": axes}, (), rank=node.rank)
         graph.add(view)
@@ -223,3 +243,11 @@ def permutation(transpose: Node) -> Permutation | None:
     """The `perm` of a Transpose; None where it is left to the default, which the runtime leaves alone."""
     perm = transpose.attributes.get("perm")
     return tuple(int(axis) for axis in perm) if isinstance(perm, tuple) else None
+
+
+def _squeezed_axes(graph: WorkingGraph, squeeze: Node) -> tuple[int, ...] | None:
+    axes = squeeze.attributes.get("axes")
+    if axes is None and len(squeeze.inputs) > 1:
+        value = graph.tensors[squeeze.inputs[1]].value
+        axes = None if value is None else tuple(value.reshape(-1).tolist())
+    return tuple(int(axis) for axis in axes) if isinstance(axes, tuple) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -26,7 +25,8 @@ class Node:
     ops: tuple[str, ...]
     epilogue: tuple[str, ...] = ()
     source: Op | None = None  # set where bodies have to be walked
-    rank: float = -1.0  # place in launch order; the graph gives one where none is set
+    rank: float = -1.0  # place in the file; the graph gives one where none is set
+    age: int = 0  # counts the nodes that were added to a graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,9 @@ class WorkingGraph:
 
     def add(self, node: Node) -> Node:
         """Insert a node (order is restored by `in_order`); a node without a rank goes last."""
+        self.fresh += 1
+        node.age = self.fresh
         if node.rank < 0:
-            self.fresh += 1
             node.rank = float(self.fresh)
         self.nodes[id(node)] = node
         self.by_type.setdefault(node.op_type, {})[id(node)] = node
@@ -107,7 +108,7 @@ class WorkingGraph:
         self.by_type.setdefault(op_type, {})[id(node)] = node
 
     def of_type(self, *op_types: str) -> list[Node]:
-        """Nodes of these op types in launch order (a snapshot: rewriting while iterating is safe).
+        """Nodes of these op types in the order of the file (a snapshot: rewriting while iterating is safe).
 
         A node may have been removed by the time it is reached; `alive` tells.
         """
@@ -217,17 +218,29 @@ class WorkingGraph:
             self.remarks.setdefault(op, []).append(Remark(rule, applied, reason))
 
     def in_order(self) -> Iterator[Node]:
-        """Nodes in topological order, the lowest rank first (a snapshot: rewriting while iterating is safe)."""
-        waiting = {key: len({n for n in node.inputs if n in self.producers}) for key, node in self.nodes.items()}
-        ready = [(node.rank, key) for key, node in self.nodes.items() if waiting[key] == 0]
-        heapify(ready)
+        """Nodes in the runtime's launch order (a snapshot: rewriting while iterating is safe).
+
+        ONNX Runtime walks backwards from the nodes that nobody reads, the youngest first, and launches a node once
+        all its inputs are there; of several inputs, the youngest node's branch goes first.
+        """
+        ends = [node for node in self.nodes.values() if not any(self.uses.get(name) for name in node.outputs)]
+        stack = [(node, False) for node in sorted(ends, key=_age)]
+        seen: set[int] = set()
         order: list[Node] = []
-        while ready:
-            node = self.nodes[heappop(ready)[1]]
-            order.append(node)
-            for name in node.outputs:
-                for user in dict.fromkeys(self.uses.get(name, ())):
-                    waiting[id(user)] -= 1
-                    if waiting[id(user)] == 0:
-                        heappush(ready, (user.rank, id(user)))
+        producers = self.producers
+        while stack:
+            node, done = stack.pop()
+            if done:
+                order.append(node)
+                continue
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            stack.append((node, True))
+            before = {producers[name].age: producers[name] for name in node.inputs if name in producers}
+            stack += [(before[age], False) for age in sorted(before) if id(before[age]) not in seen]
         return iter(order)
+
+
+def _age(node: Node) -> int:
+    return node.age
