@@ -133,7 +133,7 @@ def test_a_disturbed_minute_is_taken_back_and_measured_again(tmp_path):
     dataset = Dataset.create(tmp_path, META)
     # three first ones, then one check that is 10 % off and comes back
     script = Script([0.002, 0.002, 0.002, 0.0022, 0.002])
-    summary = campaign(dataset, script, budget_s=110.0, clock=ticking(2.0)).run()
+    summary = campaign(dataset, script, budget_s=150.0, clock=ticking(2.0)).run()
     voids = [record["voids"] for record in dataset.records() if record["role"] == "void"]
     assert len(voids) == 1
     assert summary.remeasured == len(voids[0]) > 0
