@@ -19,7 +19,7 @@ from latpred.loading import load
 from latpred.nodes import ParsedNode, copied, domain_of, in_order, parse, rename
 from latpred.propagation import Propagation
 from latpred.shapes import whole_graph_signatures
-from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, AttributeValue, Spec, Tensor, stored_tensor
+from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, VALUE_LIMIT, AttributeValue, Spec, Tensor, stored_tensor
 
 __all__ = ["ITEM_BYTES", "AttributeValue", "Graph", "Op", "Spec", "Tensor", "read", "walk"]
 
@@ -226,16 +226,21 @@ class _Reader:
         scope.ops.append(Op(name, node.op_type, node.domain, node.inputs, node.outputs, node.attributes))
 
     def _visit_control_flow(self, scope: _Scope, node: ParsedNode, inputs: Sequence[Tensor | None]) -> None:
-        if node.op_type == "If" and inputs[0] is not None and inputs[0].value is not None:
-            taken = "then_branch" if inputs[0].value.reshape(-1)[0] else "else_branch"
-            self._inline(scope, node.graphs[taken], node.outputs)
-            return
+        condition = inputs[0].value if node.op_type == "If" and inputs and inputs[0] is not None else None
+        if condition is not None and condition.size == 1:
+            branch = node.graphs.get("then_branch" if condition.reshape(-1)[0] else "else_branch")
+            if branch is not None and len(branch.output) == len(node.outputs):
+                self._inline(scope, branch, node.outputs)
+                return
         name = self._unique(node)
 
         def read_body(proto: onnx.GraphProto, given: Sequence[Tensor]) -> Graph:
             return self._body(proto, given, scope)
 
-        outcome = CONTROL_FLOW[node.op_type](inputs, node.attributes, node.graphs, read_body)
+        try:
+            outcome = CONTROL_FLOW[node.op_type](inputs, node.attributes, node.graphs, read_body)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{node.op_type} {name!r} does not fit its bodies: export the model again") from error
         for notice in outcome.notices:
             self.notices[f"{node.op_type} {name!r}: {notice}"] = None
         for output_name, tensor in zip_longest(node.outputs, outcome.outputs):
@@ -289,10 +294,15 @@ class _Reader:
 
     def _unknown(self, node: ParsedNode, name: str, output: str, inputs: Sequence[Tensor | None]) -> None:
         if output not in self.blocked:
-            given = ", ".join("-" if t is None else f"{t.dtype}{list(t.shape)}" for t in inputs)
+            given = ", ".join("-" if t is None else _written(t) for t in inputs)
             label = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             self.unknown.append(f"{label} {name!r} ({given})")
             self.blocked.add(output)
+
+
+def _written(tensor: Tensor) -> str:
+    without = tensor.constant and tensor.value is None and tensor.spec.elements <= VALUE_LIMIT
+    return f"{tensor.dtype}{list(tensor.shape)}{' whose data are not in the file' if without else ''}"
 
 
 def _unvalued(tensor: Tensor, name: str) -> Tensor:

@@ -276,6 +276,15 @@ class TestUnknownShapes:
         assert "Relu" not in str(caught.value)  # it only suffers from the first
         assert "\n" not in str(caught.value)
 
+    def test_a_shape_whose_data_lie_elsewhere_is_said(self) -> None:
+        proto = model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[2,4] x) => (float y)
+        { y = Reshape (x, target) }""")
+        proto.graph.initializer.append(TensorProto(name="target", dims=[2], data_type=TensorProto.INT64))
+        with pytest.raises(ShapeError, match=r"int64\[2\] whose data are not in the file"):
+            read(proto)
+
     def test_many_are_counted(self) -> None:
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
         nodes = [helper.make_node("Mystery", ["x"], [f"y{i}"], domain="made.up") for i in range(5)]

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import parser
 
-from latpred.errors import ShapeError
+from latpred.errors import ModelError, ShapeError
 from latpred.graph import Graph, read, walk
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
@@ -154,6 +154,12 @@ class TestIf:
         text = IF.replace("CONDITION", "cond = Identity (flag)").replace("Relu (x)", "Mystery (x)")
         with pytest.raises(ShapeError, match="Mystery"):
             read(parser.parse_model(text))
+
+
+def test_nodes_that_do_not_fit_their_bodies_are_named() -> None:
+    text = IF.replace("CONDITION", "cond = Identity (flag)").replace("else_branch", "other_branch")
+    with pytest.raises(ModelError, match=r"If .* does not fit its bodies"):
+        read(parser.parse_model(text))
 
 
 class TestScan:
