@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +23,22 @@ from latpred.kernels.fusion import Parameter, Rule, RuleBook, default_rules
 
 __all__ = ["observe", "probe"]
 
-GEMM_ACTIVATIONS = (
+ACTIVATIONS = (
     "Elu", "HardSigmoid", "LeakyRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh", "ThresholdedRelu",
-    "Exp", "Gelu",
+    "Clip", "Exp", "Gelu", "Mish",
 )  # fmt: skip
+# Rule -> a graph that ends in an activation, and what carries it out where it is taken in. The convolution is 1-D:
+# it stays in the plain layout.
+CARRIERS: Mapping[str, tuple[str, str]] = {
+    "gemm-activation": (
+        "g (float[4,8] x) => (float[4,16] y) <float[8,16] w, float[16] b> {{ m = Gemm (x, w, b)  y = {} (m) }}",
+        "com.microsoft.FusedGemm",
+    ),
+    "conv-activation": (
+        "g (float[1,4,8] x) => (float[1,8,6] y) <float[8,4,3] w> {{ m = Conv <kernel_shape=[3]> (x, w)  y = {} (m) }}",
+        "com.microsoft.FusedConv",
+    ),
+}
 BLOCKED_CONV = "com.microsoft.nchwc.Conv"
 PROBE_TIMEOUT_S = 20.0
 
@@ -50,15 +62,17 @@ def probe(threads: int = 1, provider: str = "CPUExecutionProvider", runner: Runn
         failed is marked as not holding, with the reason.
     """
     known = default_rules()
-    own = runner if runner is not None else OrtRunner(runs_per_process=len(PROBES) + len(GEMM_ACTIVATIONS) + 1)
+    graphs = len(PROBES) + len(CARRIERS) * len(ACTIVATIONS) + 1
+    own = runner if runner is not None else OrtRunner(runs_per_process=graphs)
     try:
         rules = {name: observe(rule, own, threads, provider) for name, rule in known.rules.items()}
         version = ".".join(own.runtime_version.split(".")[:2])
         runtime = own.runtime
         if rules["conv-nchwc"].holds:
             rules["conv-nchwc"] = _with(rules["conv-nchwc"], _block(own, threads, provider))
-        if rules["gemm-activation"].holds:
-            rules["gemm-activation"] = _with(rules["gemm-activation"], _gemm_activations(own, threads, provider))
+        for name in CARRIERS:
+            if rules[name].holds:
+                rules[name] = _with(rules[name], _activations(name, own, threads, provider))
     finally:
         if runner is None:
             own.close()
@@ -72,16 +86,18 @@ def observe(rule: Rule, runner: Runner, threads: int = 1, provider: str = "CPUEx
         return replace(rule, observed="no small graph tells; taken over from the default book")
     before = Counter(_name(node) for node in probe_model(test).graph.node)
     try:
-        after = Counter(_name(node) for node in _optimised(test, runner, threads, provider).graph.node)
+        optimised = _optimised(test, runner, threads, provider)
     except MeasurementError as error:
         return replace(rule, holds=False, observed=f"not observed: {error}")
+    after = Counter(_name(node) for node in optimised.graph.node)
     bare = {name.rpartition(".")[2] for name in after}
     holds = set(test.shows) <= after.keys() | bare and not after.keys() & set(test.gone)
     if test.exactly:
         holds = after == Counter(test.shows)
     if before == after:
         return replace(rule, holds=False, observed=f"{_list(before)} stay as they are")
-    return replace(rule, holds=holds, observed=f"{_list(before)} -> {_list(after)}")
+    shown = Counter(_with_activation(node) for node in optimised.graph.node)
+    return replace(rule, holds=holds, observed=f"{_list(before)} -> {_list(shown)}")
 
 
 def _optimised(test: Probe, runner: Runner, threads: int, provider: str) -> onnx.ModelProto:
@@ -116,6 +132,14 @@ def _name(node: onnx.NodeProto) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
 
 
+def _with_activation(node: onnx.NodeProto) -> str:
+    """The op type, and what it carries out beside its own work."""
+    for attribute in node.attribute:
+        if attribute.name == "activation" and attribute.s:
+            return f"{_name(node)} with {attribute.s.decode()}"
+    return _name(node)
+
+
 def _list(counts: Mapping[str, int]) -> str:
     """Op types with their number, as a person reads them."""
     return ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items())
@@ -144,19 +168,16 @@ def _block(runner: Runner, threads: int, provider: str) -> dict[str, Parameter]:
     return {}
 
 
-def _gemm_activations(runner: Runner, threads: int, provider: str) -> dict[str, Parameter]:
-    """Which activations a Gemm carries out."""
-    return {"activations": tuple(name for name in GEMM_ACTIVATIONS if _fuses(name, runner, threads, provider))}
-
-
-def _fuses(activation: str, runner: Runner, threads: int, provider: str) -> bool:
-    test = Probe(
-        f"""g (float[4,8] x) => (float[4,16] y) <float[8,16] w, float[16] b>
-        {{ m = Gemm (x, w, b)  y = {activation} (m) }}""",
-        opset=20,
-    )
-    try:
-        nodes: Iterable[onnx.NodeProto] = _optimised(test, runner, threads, provider).graph.node
-    except MeasurementError:
-        return False
-    return [_name(node) for node in nodes] == ["com.microsoft.FusedGemm"]
+def _activations(rule: str, runner: Runner, threads: int, provider: str) -> dict[str, Parameter]:
+    """Which activations a Gemm or Conv carries out."""
+    text, carrier = CARRIERS[rule]
+    taken = []
+    for activation in ACTIVATIONS:
+        test = Probe(text.format(activation), opset=20)
+        try:
+            nodes = _optimised(test, runner, threads, provider).graph.node
+        except MeasurementError:
+            continue
+        if [_name(node) for node in nodes] == [carrier]:
+            taken.append(activation)
+    return {"activations": tuple(taken)}

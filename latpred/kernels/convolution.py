@@ -157,14 +157,15 @@ def fuse_conv_activation(graph: WorkingGraph, rules: RuleBook) -> None:
         if conv.domain:
             continue
         user = graph.sole_use(conv.outputs[0])
-        if user is None or not _is_activation(graph, user):
+        if user is None or not _is_activation(graph, rules, user):
             continue
         _take_activation(graph, conv, user, rule)
         graph.retype(conv, "FusedConv", "com.microsoft")
 
 
-def _is_activation(graph: WorkingGraph, node: Node) -> bool:
-    if node.op_type not in CONV_ACTIVATIONS or node.domain:
+def _is_activation(graph: WorkingGraph, rules: RuleBook, node: Node) -> bool:
+    seen = rules.parameters("conv-activation").get("activations", tuple(CONV_ACTIVATIONS))
+    if node.domain or node.op_type not in CONV_ACTIVATIONS or not isinstance(seen, tuple) or node.op_type not in seen:
         return False
     return node.op_type != "Clip" or all(not name or graph.is_constant(name) for name in node.inputs[1:])
 
@@ -203,6 +204,6 @@ def fuse_conv_add_activation(graph: WorkingGraph, rules: RuleBook) -> None:
         graph.absorb(conv, add)
         conv.rank = add.rank
         activation = graph.sole_use(conv.outputs[0])
-        if activation is not None and _is_activation(graph, activation):
+        if activation is not None and _is_activation(graph, rules, activation):
             _take_activation(graph, conv, activation, rule)
         graph.retype(conv, "FusedConv", "com.microsoft")
