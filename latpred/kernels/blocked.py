@@ -146,6 +146,8 @@ class _Transformer:
             return self.refuse(node, "only 4-D float32 pooling without indices runs on blocks")
         if node.op_type.startswith("Global") and node.inputs[0] in self.graph.producers:
             return self.refuse(node, "its input is in the plain layout")
+        if node.attributes.get("ceil_mode") and node.attributes.get("count_include_pad"):
+            return self.refuse(node, "rounding up and counting the padding do not go together on blocks")
         channels = tensor.shape[1]
         if channels % self.block:
             return self.refuse(node, f"{channels} channels: no multiple of the block {self.block}")

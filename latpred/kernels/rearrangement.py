@@ -45,12 +45,18 @@ def gather_split(graph: WorkingGraph, rules: RuleBook) -> None:
     if not rules.holds(rule) or graph.opsets.get("", 0) < 13:
         return
     sources = dict.fromkeys(node.inputs[0] for node in graph.of_type("Gather", "Slice"))
+    # Pieces of a Split are left alone, unless this pass has made it.
+    left_alone = {
+        source
+        for source in sources
+        if (producer := graph.producers.get(source)) is not None
+        and (producer.op_type == "Shape" or len(producer.outputs) > 1)
+    }
     for source in sources:
         parts = [n for n in graph.uses.get(source, []) if n.op_type in ("Gather", "Slice") and n.inputs[0] == source]
         if len(parts) < 2 or graph.is_constant(source):
             continue
-        producer = graph.producers.get(source)
-        if producer is not None and (producer.op_type == "Shape" or len(producer.outputs) > 1):
+        if source in left_alone:
             continue
         shape = graph.shape(source)
         axis = _axis(graph, parts[0], len(shape))
