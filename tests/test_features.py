@@ -164,6 +164,25 @@ def test_a_merged_transpose_moves_the_same_elements(case: tuple[list[int], list[
     assert all(b != a + 1 for a, b in pairwise(merged))  # nothing is left to merge
 
 
+@pytest.mark.parametrize(
+    ("shape", "perm", "way", "moved_axis", "crossed", "block"),
+    [
+        ((1, 64, 1, 32), (1, 0, 2, 3), 0, 1, 1, 32),  # only ones move: one copy
+        ((2, 96, 784), (0, 2, 1), 1, 784, 96, 1),
+        ((56, 64, 12, 64), (0, 2, 1, 3), 1, 12, 64, 64),
+        ((4, 5, 6, 7), (1, 2, 0, 3), 2, 4, 5 * 6, 7),
+        ((4, 5, 6, 7), (2, 1, 0, 3), 3, 1, 1, 7),
+        ((4, 5, 6, 7), (2, 3, 0, 1), 4, 1, 1, 1),  # two axes at once, even where merged they are one
+    ],
+)
+def test_ways_of_a_transpose(shape: tuple[int, ...], perm: tuple[int, ...], way: int, moved_axis: int, crossed: int,
+                             block: int) -> None:  # fmt: skip
+    has(
+        kernel("Transpose", [shape], tuple(shape[i] for i in perm), perm=perm),
+        move_way=way, move_moved_axis=log(moved_axis), move_crossed=log(crossed), move_shortest_run=log(block),
+    )  # fmt: skip
+
+
 def test_transposes_that_only_drop_ones_move_nothing() -> None:
     has(kernel("Transpose", [(1, 64, 1, 32)], (64, 1, 1, 32), perm=(1, 0, 2, 3)), move_moved_dims=0, move_merged_rank=1)
     # heads out: (64, 12, 64) -> runs of 64 stay

@@ -219,7 +219,7 @@ DERIVED: Mapping[str, tuple[Derive, frozenset[str]]] = {
     "recurrence": (_recurrence, frozenset({"steps", "input_size", "hidden_size", "launches", "step_macs"})),
     "rows": (_rows, frozenset({"rows", "row_length", "inner_run", "outer_rows", "row_cells"})),
     "move": (_move, frozenset({"run", "runs", "inner_in", "inner_out", "stride_of_inner", "shortest_run",
-                               "index_count"})),
+                               "index_count", "moved_axis", "crossed"})),
     "broadcast": (_broadcast, frozenset({"span", "spans", "small_elements"})),
     "resize": (_resize, frozenset({"planes", "pixels_in", "pixels_out", "resize_width_out"})),
 }  # fmt: skip

@@ -122,8 +122,9 @@ def spatial_axes(kernel: Kernel) -> tuple[float, ...]:
 
 MOVE = (
     "run", "runs", "pieces", "merged_rank", "moved_dims", "last_kept", "inner_in", "inner_out", "stride_of_inner",
-    "shortest_run", "index_count",
+    "shortest_run", "index_count", "way", "moved_axis", "crossed",
 )  # fmt: skip
+_NO_WAY = (nan, nan, nan)  # only transposes have several ways
 
 
 def merged_transpose(shape: Shape, perm: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -158,15 +159,37 @@ def transpose(kernel: Kernel) -> tuple[float, ...]:
     sizes, merged = merged_transpose(shape, order)
     rank = len(sizes)
     if rank == 0:
-        return (1, 1, 1, 0, 0, True, 1, 1, 1, 1, nan)
+        return (1, 1, 1, 0, 0, True, 1, 1, 1, 1, nan, 0, 1, 1)
     kept = merged[-1] == rank - 1
     run = sizes[-1] if kept else 1
+    way, moved_axis, crossed, block = _way(shape, order, rank)
     moved = sum(i != axis for i, axis in enumerate(merged))
     stride = prod(sizes[merged[-1] + 1 :])
     return (
-        run, prod(sizes) // run, 1, rank, moved, kept, sizes[-1], sizes[merged[-1]], stride,
-        sizes[merged[-2]] if rank > 1 else 1, merged[0],
+        run, prod(sizes) // run, 1, rank, moved, kept, sizes[-1], sizes[merged[-1]], stride, block, merged[0],
+        way, moved_axis, crossed,
     )  # fmt: skip
+
+
+def _way(shape: Shape, perm: Shape, merged_rank: int) -> tuple[int, int, int, int]:
+    """How the runtime carries a transpose out, seen on the permutation as it is written, unit dims included.
+
+    Returns the way (0 one copy; one axis moved 1 outwards, 2 inwards; 3 block by block; 4 element by element), the
+    size of the moved axis, how many elements it crosses, and the block that stays together.
+    """
+    last = len(perm)
+    while last and perm[last - 1] == last - 1:
+        last -= 1
+    block = prod(shape[last:])
+    if merged_rank <= 1:
+        return 0, 1, 1, block
+    first = next(i for i, axis in enumerate(perm) if i != axis)
+    between = list(range(first, last))
+    if list(perm[first:last]) == [between[-1], *between[:-1]]:
+        return 1, shape[between[-1]], prod(shape[first : last - 1]), block
+    if list(perm[first:last]) == [*between[1:], between[0]]:
+        return 2, shape[first], prod(shape[first + 1 : last]), block
+    return (3 if block > 1 else 4), 1, 1, block
 
 
 def _copied(whole: Shape, part: Shape) -> tuple[int, int]:
@@ -193,7 +216,7 @@ def copy(kernel: Kernel) -> tuple[float, ...]:
     part_last = parts[0].shape[-1] if parts and parts[0].shape else 1
     return (
         longest, runs, len(parts), len(whole.shape), copied[0][1], last == part_last, last, part_last,
-        elements / max(1, whole.elements), shortest, nan,
+        elements / max(1, whole.elements), shortest, nan, *_NO_WAY,
     )  # fmt: skip
 
 
@@ -210,7 +233,7 @@ def lookup(kernel: Kernel) -> tuple[float, ...]:
     else:
         run = prod(data.shape[_axis(kernel, rank, 0) + 1 :])
     runs = (count * run if kernel.op_type.startswith("Scatter") else result.elements) / max(1, run)
-    return (run, runs, 1, rank, nan, nan, data.elements, result.elements, nan, run, count)
+    return (run, runs, 1, rank, nan, nan, data.elements, result.elements, nan, run, count, *_NO_WAY)
 
 
 def reorder(kernel: Kernel) -> tuple[float, ...]:
@@ -220,7 +243,7 @@ def reorder(kernel: Kernel) -> tuple[float, ...]:
     shape = (plain.shape[0], plain.shape[-1], *plain.shape[1:-1]) if last and plain.shape else plain.shape
     channels, pixels = (shape[1], prod(shape[2:])) if len(shape) > 2 else (1, plain.elements)
     run = channels if last else pixels
-    return (run, plain.elements / max(1, run), 1, len(shape), nan, last, pixels, channels, nan, run, nan)
+    return (run, plain.elements / max(1, run), 1, len(shape), nan, last, pixels, channels, nan, run, nan, *_NO_WAY)
 
 
 # -- broadcast ---------------------------------------------------------------------------------------------------
