@@ -229,6 +229,7 @@ KERNELS: dict[str, Callable[[WorkingGraph, Group], Node]] = {
     "MaxPool": _move_bytes,
     "ReduceMax": _move_bytes,
     "ReduceMin": _move_bytes,
+    "DepthToSpace": _move,
     "Expand": _move,
     "Flatten": _move,
     "Gather": _move,

@@ -8,6 +8,8 @@ on the tensor before the Transpose, and a new Transpose stands behind it. Two in
 from __future__ import annotations
 
 from latpred.graph import AttributeValue
+from dataclasses import replace
+
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.permutations import Permutation, compose, identity, inverse, permuted, unsqueezed
 from latpred.kernels.working import Node, WorkingGraph
@@ -101,7 +103,7 @@ class Pusher:
         return sum(dim != 1 for dim in self.graph.shape(name))
 
     def _input_cost(self, name: str, perm: Permutation) -> int:
-        if self.graph.is_constant(name):
+        if self.graph.is_constant(name) or self._restores_constant(name) is not None:
             return 0
         producer = self.graph.producers.get(name)
         if producer is not None and producer.op_type == "Transpose":
@@ -115,6 +117,13 @@ class Pusher:
         return name not in self.graph.outputs and all(
             (user.domain, user.op_type) in self.handlers for user in self.graph.uses.get(name, ())
         )
+
+    def _restores_constant(self, name: str) -> Node | None:
+        """The DequantizeLinear of a constant that a single op reads: to transpose it costs nothing."""
+        node = self.graph.producers.get(name)
+        if node is None or node.op_type != "DequantizeLinear" or self.graph.sole_use(name) is None:
+            return None
+        return node if self.graph.is_constant(node.inputs[0]) else None
 
     # -- rewriting ----------------------------------------------------------------------------------------
 
@@ -137,6 +146,14 @@ class Pusher:
                 value = None if tensor.value is None else tensor.value.transpose(perm)
                 stored = graph.tensor(name, permuted(tensor.shape, perm), tensor.dtype, True, value)
                 self._restore(node, index, stored, "Transpose", {"perm": inverse(perm)})
+            return None
+        restoring = self._restores_constant(name)
+        if restoring is not None and len(tensor.shape) == len(perm):
+            self.transpose_input(restoring, 0, perm)
+            if len(graph.shape(restoring.inputs[1])) == 1:
+                axis = int(restoring.attributes.get("axis", 1))  # type: ignore[arg-type]
+                restoring.attributes["axis"] = perm.index(axis % len(perm))
+            graph.tensors[name] = replace(tensor, shape=permuted(tensor.shape, perm))
             return None
         producer = graph.producers.get(name)
         own = permutation(producer) if producer is not None and producer.op_type == "Transpose" else None
