@@ -7,9 +7,9 @@ on the tensor before the Transpose, and a new Transpose stands behind it. Two in
 
 from __future__ import annotations
 
-from latpred.graph import AttributeValue
 from dataclasses import replace
 
+from latpred.graph import AttributeValue
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.permutations import Permutation, compose, identity, inverse, permuted, unsqueezed
 from latpred.kernels.working import Node, WorkingGraph
@@ -127,7 +127,9 @@ class Pusher:
 
     # -- rewriting ----------------------------------------------------------------------------------------
 
-    def push_through(self, node: Node, inputs: list[int], perm: Permutation, outputs: Permutation | None = None) -> None:
+    def push_through(
+        self, node: Node, inputs: list[int], perm: Permutation, outputs: Permutation | None = None
+    ) -> None:
         """Undo the transpose on the inputs and redo it on the outputs (by `outputs` where it differs)."""
         behind = perm if outputs is None else outputs
         gone = [self.transpose_input(node, index, inverse(perm)) for index in inputs]
