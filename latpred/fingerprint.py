@@ -13,7 +13,7 @@ from math import prod
 
 import onnx
 
-from latpred.loading import load, may_hold_weights
+from latpred.reading.loading import load, may_hold_weights
 from latpred.tensors import VALUE_LIMIT
 
 __all__ = ["fingerprint"]

@@ -12,13 +12,13 @@ from itertools import zip_longest
 
 import onnx
 
-from latpred.binding import bind_inputs
-from latpred.bodies import CONTROL_FLOW
 from latpred.errors import ModelError, ShapeError
-from latpred.loading import load
-from latpred.nodes import ParsedNode, copied, domain_of, in_order, parse, rename
-from latpred.propagation import Propagation
-from latpred.shapes import whole_graph_signatures
+from latpred.reading.binding import bind_inputs
+from latpred.reading.bodies import CONTROL_FLOW
+from latpred.reading.loading import load
+from latpred.reading.nodes import ParsedNode, copied, domain_of, in_order, parse, rename
+from latpred.reading.propagation import Propagation
+from latpred.reading.shapes import whole_graph_signatures
 from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, VALUE_LIMIT, AttributeValue, Spec, Tensor, stored_tensor
 
 __all__ = ["ITEM_BYTES", "AttributeValue", "Graph", "Op", "Spec", "Tensor", "read", "walk"]

@@ -30,8 +30,8 @@ from latpred.fingerprint import fingerprint
 from latpred.graph import read
 from latpred.kernels.detect import Detection, detect
 from latpred.kernels.kernel import Kernel
-from latpred.loading import load as load_model
 from latpred.prediction import LEARNED, KernelPrediction, Prediction, to_csv
+from latpred.reading.loading import load as load_model
 
 __all__ = ["KernelPrediction", "Prediction", "Predictor", "load", "predict", "to_csv"]
 

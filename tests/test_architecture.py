@@ -14,17 +14,15 @@ PACKAGE = Path(latpred.__file__).parent
 # Row by row: what a module may import stands in an earlier row, or in its own. The longest prefix decides.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "device", "tensors"),
-    (
-        "graph", "loading", "binding", "bodies", "bounds", "constants", "contrib", "nodes", "propagation", "sequences",
-        "shapes", "fingerprint",
-    ),
+    ("reading", "graph", "fingerprint"),
     ("kernels",),
-    ("store", "metrics", "home", "forest", "analytical", "calibration"),
+    ("packing", "store", "metrics", "home", "forest", "analytical", "calibration"),
     ("collect", "regressor"),
     ("bundle", "prediction", "estimators", "predictor", "fit"),
+    ("pipeline",),
     ("report",),
     ("cli", "__main__"),
-)  # fmt: skip
+)
 SEPARATE = ("collect", "regressor")  # one row, but neither may import the other
 LAZY_ROOT = "__init__"  # imports nothing when it is imported
 

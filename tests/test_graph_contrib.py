@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from latpred.contrib import CONTRIB_SHAPES
 from latpred.errors import ShapeError
 from latpred.graph import read
+from latpred.reading.contrib import CONTRIB_SHAPES
 from latpred.tensors import dtype_of
 
 Value = np.ndarray[Any, Any]

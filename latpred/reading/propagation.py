@@ -14,11 +14,11 @@ from typing import cast
 import numpy as np
 import onnx
 
-from latpred.bounds import UPPER_BOUNDS
-from latpred.constants import fold
-from latpred.nodes import ParsedNode, constant_of
-from latpred.sequences import sequence_result
-from latpred.shapes import NodeInference, Signature
+from latpred.reading.bounds import UPPER_BOUNDS
+from latpred.reading.constants import fold
+from latpred.reading.nodes import ParsedNode, constant_of
+from latpred.reading.sequences import sequence_result
+from latpred.reading.shapes import NodeInference, Signature
 from latpred.tensors import VALUE_LIMIT, Array, Tensor, computed_tensor, stored_tensor
 
 __all__ = ["Propagation"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import onnx
 from onnx import defs, numpy_helper, shape_inference
 
-from latpred.contrib import CONTRIB_SHAPES, NCHWC_SHAPES, Signature
-from latpred.nodes import ParsedNode, domain_of
+from latpred.reading.contrib import CONTRIB_SHAPES, NCHWC_SHAPES, Signature
+from latpred.reading.nodes import ParsedNode, domain_of
 from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, Array, Tensor
 
 __all__ = ["NodeInference", "Signature", "signature_of", "whole_graph_signatures"]
