@@ -103,12 +103,19 @@ class Detection:
 
     @property
     def work(self) -> Work:
-        """Work of one inference."""
-        total = Work()
-        for kernel in self.kernels:
-            for name in ("macs", "flops", "read_bytes", "write_bytes", "weight_bytes"):
-                total = replace(total, **{name: getattr(total, name) + kernel.repeat * getattr(kernel.work, name)})
-        return total
+        """Work of one inference: every launch as often as it is repeated."""
+        return Work(*(sum(column) for column in zip(*map(_repeated, self.kernels), strict=True)))
+
+
+def _repeated(kernel: Kernel) -> tuple[int, int, int, int, int]:
+    work, times = kernel.work, kernel.repeat
+    return (
+        work.macs * times,
+        work.flops * times,
+        work.read_bytes * times,
+        work.write_bytes * times,
+        work.weight_bytes * times,
+    )
 
 
 def detect(graph: Graph, rules: RuleBook) -> Detection:
@@ -132,9 +139,14 @@ def detect(graph: Graph, rules: RuleBook) -> Detection:
 
 @dataclass(slots=True)
 class _Launch:
-    kernel: Kernel
-    reads: tuple[str, ...]  # names of the tensors, made unique over bodies
-    writes: tuple[str, ...]
+    """A kernel before its place in the stream of traffic is known."""
+
+    node: Node
+    inputs: tuple[Spec, ...]
+    outputs: tuple[Spec, ...]
+    work: Work
+    repeat: int
+    scope: str  # prefix that makes the names of tensors unique over bodies
 
 
 def _walk(graph: Graph, rules: RuleBook, scope: str, repeat: int) -> tuple[list[_Launch], Detection]:
@@ -188,7 +200,7 @@ def _bodies(
         notices.append(f"If '{node.name}': the costlier branch is counted (body {taken})")
         for index, (launches, said) in enumerate(found):
             if index != taken:
-                skipped = dict.fromkeys((op for launch in launches for op in launch.kernel.ops), "branch not taken")
+                skipped = dict.fromkeys((op for launch in launches for op in launch.node.ops), "branch not taken")
                 yield [], replace(said, free={**said.free, **skipped}, unsupported=(), notices=())
         found = [found[taken]]
     yield from found
@@ -196,44 +208,21 @@ def _bodies(
 
 def _rough_cost(launches: Iterable[_Launch]) -> int:
     """FLOPs, with each byte worth ten of them and each launch ten thousand: enough to tell two branches apart."""
-    return sum(
-        (launch.kernel.work.flops + 10 * launch.kernel.work.traffic_bytes + 10_000) * launch.kernel.repeat
-        for launch in launches
-    )
+    return sum((launch.work.flops + 10 * launch.work.traffic_bytes + 10_000) * launch.repeat for launch in launches)
 
 
 def _launch(node: Node, working: WorkingGraph, scope: str, repeat: int) -> _Launch:
-    inputs = tuple(_spec(working, name) for name in node.inputs)
-    outputs = tuple(_spec(working, name) for name in node.outputs if name)
-    counted = node.op_type in COUNTED
+    inputs = tuple([_spec(working, name) for name in node.inputs])
+    outputs = tuple([_spec(working, name) for name in node.outputs if name])
     work = (
         work_of(node.op_type, node.domain, inputs, outputs, node.attributes, node.epilogue)
-        if counted
+        if node.op_type in COUNTED
         else traffic_of(inputs, outputs)
     )
-    kernel = Kernel(
-        kind=kind_of(node.op_type, node.domain, inputs, node.attributes),
-        op_type=node.op_type,
-        domain=node.domain,
-        name=node.name,
-        ops=node.ops,
-        inputs=inputs,
-        outputs=outputs,
-        attributes=node.attributes,
-        epilogue=node.epilogue,
-        work=work,
-        repeat=repeat,
-    )
-    return _Launch(
-        kernel,
-        tuple(f"{scope}{name}" for name in node.inputs),
-        tuple(f"{scope}{name}" for name in node.outputs if name),
-    )
+    return _Launch(node, inputs, outputs, work, repeat, scope)
 
 
 def _spec(working: WorkingGraph, name: str) -> Spec:
-    if not name:
-        return ABSENT
     tensor = working.tensors.get(name)
     if tensor is None:
         return ABSENT
@@ -242,24 +231,34 @@ def _spec(working: WorkingGraph, name: str) -> Spec:
 
 def _with_context(launches: list[_Launch]) -> tuple[Kernel, ...]:
     """Kernels with their place in the stream of traffic."""
+    cycle_bytes = sum(launch.work.traffic_bytes * launch.repeat for launch in launches)
     written_at: dict[str, int] = {}  # tensor -> bytes that had moved once it was written
     moved = 0
-    reuse_bytes: list[int] = []
-    for launch in launches:
-        kernel = launch.kernel
-        largest = max(
-            (
-                (spec.size_bytes, name)
-                for spec, name in zip(kernel.inputs, launch.reads, strict=True)
-                if not spec.constant
-            ),
-            default=(0, ""),
-        )[1]
-        reuse_bytes.append(moved - written_at.get(largest, 0))
-        moved += kernel.work.traffic_bytes * kernel.repeat
-        for name in launch.writes:
-            written_at[name] = moved
-    return tuple(
-        replace(launch.kernel, context=Context(reuse, moved, position))
-        for position, (launch, reuse) in enumerate(zip(launches, reuse_bytes, strict=True))
-    )
+    kernels: list[Kernel] = []
+    for position, launch in enumerate(launches):
+        node, scope = launch.node, launch.scope
+        largest, size = "", -1
+        for spec, name in zip(launch.inputs, node.inputs, strict=True):
+            if not spec.constant and spec.size_bytes > size:
+                largest, size = name, spec.size_bytes
+        reuse_bytes = moved - written_at.get(scope + largest, 0)
+        moved += launch.work.traffic_bytes * launch.repeat
+        for name in node.outputs:
+            written_at[scope + name] = moved
+        kernels.append(
+            Kernel(
+                kind=kind_of(node.op_type, node.domain, launch.inputs, node.attributes),
+                op_type=node.op_type,
+                domain=node.domain,
+                name=node.name,
+                ops=node.ops,
+                inputs=launch.inputs,
+                outputs=launch.outputs,
+                attributes=node.attributes,
+                epilogue=node.epilogue,
+                work=launch.work,
+                context=Context(reuse_bytes, cycle_bytes, position),
+                repeat=launch.repeat,
+            )
+        )
+    return tuple(kernels)

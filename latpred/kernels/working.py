@@ -53,11 +53,14 @@ class WorkingGraph:
     remarks: dict[str, list[Remark]] = field(default_factory=dict)  # ONNX op name -> what rules said
     fresh: int = 0
     by_type: dict[str, dict[int, Node]] = field(default_factory=dict)  # op type -> nodes, so that rules need no scan
+    order: list[Node] | None = None  # what `in_order` found, until an edge changes
 
     @classmethod
     def of(cls, graph: Graph) -> WorkingGraph:
         """A rewritable copy; the graph itself is never touched."""
-        working = cls(dict(graph.tensors), graph.inputs, graph.outputs, graph.opsets)
+        captured = dict.fromkeys(name for op in graph.ops for body in op.bodies for name in _captured(body))
+        outputs = (*graph.outputs, *(name for name in captured if name not in graph.outputs))
+        working = cls(dict(graph.tensors), graph.inputs, outputs, graph.opsets)
         for op in graph.ops:
             working.add(
                 Node(
@@ -75,6 +78,7 @@ class WorkingGraph:
 
     def add(self, node: Node) -> Node:
         """Insert a node (order is restored by `in_order`); a node without a rank goes last."""
+        self.order = None
         self.fresh += 1
         node.age = self.fresh
         if node.rank < 0:
@@ -91,6 +95,7 @@ class WorkingGraph:
 
     def remove(self, node: Node) -> None:
         """Take a node out; its outputs lose their producer."""
+        self.order = None
         del self.nodes[id(node)]
         del self.by_type[node.op_type][id(node)]
         for name in node.outputs:
@@ -122,6 +127,7 @@ class WorkingGraph:
 
     def set_input(self, node: Node, index: int, name: str) -> None:
         """Rewire one input."""
+        self.order = None
         old = node.inputs[index]
         if old:
             self.uses[old].remove(node)
@@ -131,6 +137,7 @@ class WorkingGraph:
 
     def append_input(self, node: Node, name: str) -> None:
         """Give a node one more input."""
+        self.order = None
         node.inputs.append(name)
         if name:
             self.uses.setdefault(name, []).append(node)
@@ -183,8 +190,9 @@ class WorkingGraph:
         self.producers[node.outputs[0]] = node
         node.ops = (*node.ops, *follower.ops)
 
-    def tensor(self, stem: str, shape: tuple[int, ...], dtype: str, constant: bool = False,
-               value: np.ndarray | None = None) -> str:
+    def tensor(
+        self, stem: str, shape: tuple[int, ...], dtype: str, constant: bool = False, value: np.ndarray | None = None
+    ) -> str:
         """Register a new tensor and return its unique name."""
         self.fresh += 1
         name = f"{stem}~{self.fresh}"
@@ -223,24 +231,40 @@ class WorkingGraph:
         ONNX Runtime walks backwards from the nodes that nobody reads, the youngest first, and launches a node once
         all its inputs are there; of several inputs, the youngest node's branch goes first.
         """
-        ends = [node for node in self.nodes.values() if not any(self.uses.get(name) for name in node.outputs)]
-        stack = [(node, False) for node in sorted(ends, key=_age)]
+        if self.order is None:
+            self.order = self._sorted()
+        return iter(list(self.order))
+
+    def _sorted(self) -> list[Node]:
+        uses, producers = self.uses, self.producers
+        ends = [node for node in self.nodes.values() if not any(map(uses.get, node.outputs))]
+        stack: list[tuple[Node, bool]] = [(node, False) for node in sorted(ends, key=_age)]
         seen: set[int] = set()
         order: list[Node] = []
-        producers = self.producers
         while stack:
             node, done = stack.pop()
             if done:
                 order.append(node)
                 continue
-            if id(node) in seen:
+            if node.age in seen:
                 continue
-            seen.add(id(node))
+            seen.add(node.age)
             stack.append((node, True))
-            before = {producers[name].age: producers[name] for name in node.inputs if name in producers}
-            stack += [(before[age], False) for age in sorted(before) if id(before[age]) not in seen]
-        return iter(order)
+            before = [producers[name] for name in node.inputs if name in producers]
+            if len(before) > 1:
+                before.sort(key=_age)
+            stack += [(other, False) for other in before if other.age not in seen]
+        return order
 
 
 def _age(node: Node) -> int:
     return node.age
+
+
+def _captured(body: Graph) -> set[str]:
+    """Tensors that a body reads from around it: their names have to stay as they are."""
+    read = {name for op in body.ops for name in op.inputs if name} | set(body.outputs)
+    for op in body.ops:
+        for inner in op.bodies:
+            read |= _captured(inner)
+    return read - set(body.inputs) - {name for op in body.ops for name in op.outputs}
