@@ -156,11 +156,7 @@ def lookups(b: GraphBuilder, limit_s: float) -> None:
             x = _fresh(b, (rows, int(b.choose([4, 16, 64])), width // 8))
             b.op("GatherND", x, b.input((rows, 1), "int64", rows))
         elif kind == "scatter_nd":
-            heads = int(b.choose([1, 3, 4, 8]))
-            x = _fresh(b, (rows, heads, int(b.choose([1, 16, rows]))))
-            count = int(b.choose([rows - 1, max(1, rows // 2), 1]))
-            indices = b.constant(np.sort(b.rng.permutation(rows)[:count])[:, None])
-            b.op("ScatterND", x, indices, _fresh(b, (count, *x.shape[1:])))
+            _scatter_nd(b, rows)
         elif kind == "scatter_elements":
             x = _fresh(b, (1, rows, width // 8))
             picked = max(1, rows // 4)
@@ -194,6 +190,26 @@ def lookups(b: GraphBuilder, limit_s: float) -> None:
             side, channels = int(b.choose([7, 14, 28])), int(b.choose([16, 32, 96]))
             x = _fresh(b, (1, channels * 9, side * side))
             b.op("Col2Im", x, b.constant([side, side]), b.constant([3, 3]), pads=[1, 1, 1, 1])
+
+
+def _scatter_nd(b: GraphBuilder, rows: int) -> None:
+    """Updates of rows, of elements, or of a region: what exporters make of assignments to slices."""
+    heads = int(b.choose([1, 3, 4, 8]))
+    inner = int(b.choose([1, 16, 64, rows]))
+    kind = b.choose(["rows", "elements", "region"], [3, 1.5, 2])
+    if kind == "rows":
+        count = int(b.choose([rows - 1, max(1, rows // 2), 1]))
+        indices = np.sort(b.rng.permutation(rows)[:count])[:, None]
+        b.op("ScatterND", _fresh(b, (rows, heads, inner)), b.constant(indices), _fresh(b, (count, heads, inner)))
+        return
+    count, width = max(1, int(rows * float(b.choose([0.5, 0.9, 1.0])))), max(1, inner - int(b.choose([0, 1])))
+    if kind == "region":
+        rest = int(b.choose([1, 8, 32]))
+        grid = np.stack(np.meshgrid(np.arange(1), np.arange(heads), indexing="ij"), -1)
+        b.op("ScatterND", _fresh(b, (1, heads, rows, rest)), b.constant(grid), _fresh(b, (1, heads, rows, rest)))
+        return
+    grid = np.stack(np.meshgrid(np.arange(1), np.arange(heads), np.arange(count), np.arange(width), indexing="ij"), -1)
+    b.op("ScatterND", _fresh(b, (1, heads, rows, inner)), b.initializer(grid), _fresh(b, (1, heads, count, width)))
 
 
 def resampling(b: GraphBuilder, limit_s: float) -> None:

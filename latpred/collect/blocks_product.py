@@ -91,6 +91,9 @@ def dense_layers(b: GraphBuilder, limit_s: float) -> None:
     start_s = b.estimated_s
     rows = b.choose([1, 2, 4, 8, 16, 64], [8, 1, 1, 1, 0.7, 0.5])
     width = b.between(128, 8192, 64) if b.chance(0.7) else b.between(20, 3000)
+    most = int(b.choose([6_000_000, 14_000_000, 30_000_000], [5, 3, 1.5]))  # elements of one layer
+    if width > 4096 and b.chance(0.3):
+        width *= 3
     x = b.input((rows, width))
     act = b.choose(["relu", "gelu", "tanh", "silu", "sigmoid"])
     for index in range(int(b.choose([2, 3, 4, 6]))):
@@ -98,7 +101,7 @@ def dense_layers(b: GraphBuilder, limit_s: float) -> None:
             return
         b.scope = f"fc.{index}"
         out = b.between(64, 4096, 32) if b.chance(0.85) else b.between(5, 2000)
-        while x.shape[1] * out > 14_000_000:
+        while x.shape[1] * out > most:
             out //= 2
         x = activation(b, linear(b, x, out), act)
 
@@ -119,6 +122,7 @@ def convolutions(b: GraphBuilder, limit_s: float) -> None:
         stride = int(b.choose([1, 2, 3, 4], [6, 3, 0.2, 0.5]))
         dilation = int(b.choose([1, 2, 3], [8, 1, 0.3]))
         groups = 1
+        most_macs = b.between(100_000_000, 2_500_000_000)
         kind = b.choose(["dense", "depthwise", "grouped", "multiplier", "transposed", "flat"], [5, 3, 3, 0.7, 2, 1])
         if kind == "depthwise":
             out, groups = channels, channels
@@ -131,7 +135,7 @@ def convolutions(b: GraphBuilder, limit_s: float) -> None:
         if rank == 3 and (kernel > 3 or dilation > 1):
             kernel, dilation = 3, 1
         while (
-            prod(sides) * (channels // groups) * out * kernel**rank > 400_000_000
+            prod(sides) * (channels // groups) * out * kernel**rank > most_macs
             or prod(sides) * max(channels, out) > MAX_ELEMENTS
         ):
             sides = tuple(max(4, n // 2) for n in sides)

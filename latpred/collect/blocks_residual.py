@@ -246,7 +246,7 @@ RESIDUAL_BLOCKS: dict[str, tuple[Block, float]] = {
     "basic": (basic, 1.0),
     "bottleneck": (bottleneck, 2.0),
     "preactivation": (preactivation, 0.7),
-    "split_attention": (split_attention, 0.4),
+    "split_attention": (split_attention, 0.6),
     "two_branches": (two_branches, 0.5),
     "merged": (merged, 0.6),
     "dense": (dense, 0.9),

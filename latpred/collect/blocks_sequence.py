@@ -74,10 +74,16 @@ def recurrent_network(b: GraphBuilder, limit_s: float) -> None:
         x = b.input((batch, steps, width) if batch_first else (steps, batch, width))
     if batch_first:
         x = transpose(b, x, (1, 0, 2))
+    while steps * hidden * (hidden + width) * GATES[kind] * directions > 2e10 * limit_s * 8:
+        hidden = max(16, hidden // 2)
+        if hidden == 16:
+            break
     for index in range(int(b.choose([1, 2, 3]))):
         if index and b.estimated_s - start_s > limit_s:
             break
         b.scope = f"rnn.{index}"
+        if index and b.chance(0.3):
+            hidden = max(16, hidden // 2)
         x = recurrent_layer(b, x, kind, hidden, directions)
     b.scope = "head"
     if b.chance(0.5):

@@ -129,7 +129,7 @@ def classic(b: GraphBuilder, limit_s: float) -> None:
         gate=b.choose(["none", "se", "se_linear", "eca"], [7, 1.5, 0.7, 0.8]),
         kernel=int(b.choose([3, 3, 3, 5, 1])),
         expansion=float(b.choose([4.0, 4.0, 2.0])),
-        group_width=b.choose([0, 4, 8, 16, 24, 32, 48, 64], [8, 1, 1, 1, 0.6, 0.8, 0.4, 0.6]),
+        group_width=b.choose([0, 4, 8, 16, 24, 32, 48, 64], [5, 1, 1, 1, 0.6, 0.8, 0.4, 0.6]),
         smooth_downsampling=b.chance(0.3),
     )
     widths = [round_channels(b, base * growth**stage) for stage in range(4)]

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 __all__ = ["quantise_dynamic", "quantise_static"]
 
 ACTIVATION_SCALE = 0.03
+HEAVY = ("Conv", "Gemm", "MatMul")
 # Ops that a static quantizer wraps: which of their inputs are activations; the rest are weights or parameters.
 WRAPPED: Mapping[str, tuple[int, ...] | None] = {
     # None: all inputs
@@ -85,62 +86,78 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
 def quantise_static(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
     """Wrap convolutions, products and the ops around them in QuantizeLinear and DequantizeLinear pairs, in place.
 
-    Activations are uint8 or int8, one scale a tensor; weights int8, one scale a tensor or a channel; biases int32.
+    Activations are uint8 or int8, one scale a tensor; weights int8, one scale a tensor or a channel; biases int32
+    with the scale of the accumulator. A Relu or Clip behind a wrapped op goes: the quantization clips.
     """
     floats = _float_tensors(model)
     work = _Rewriter(model, rng)
-    signed = bool(rng.random() < 0.5)
+    zero = np.int8(0) if rng.random() < 0.5 else np.uint8(128)
     per_channel = bool(rng.random() < 0.5)
     only_heavy = bool(rng.random() < 0.15)
-    zero = work.constant(np.int8(0) if signed else np.uint8(128), "zero")
-    scale = work.constant(np.float32(ACTIVATION_SCALE), "scale")
     wrapped: dict[str, str] = {}
+    nodes = _without_clipping(model, floats)
 
     def pair(name: str) -> str:
         if name not in wrapped:
-            work.node("QuantizeLinear", [name, scale, zero], [f"{name}_quantized"], name)
+            parameters = [work.constant(np.float32(ACTIVATION_SCALE), "scale"), work.constant(zero, "zero")]
+            work.node("QuantizeLinear", [name, *parameters], [f"{name}_quantized"], name)
             wrapped[name] = f"{name}_dequantized"
-            work.node("DequantizeLinear", [f"{name}_quantized", scale, zero], [wrapped[name]], name)
+            work.node("DequantizeLinear", [f"{name}_quantized", *parameters], [wrapped[name]], name)
         return wrapped[name]
 
     outputs = {v.name for v in model.graph.output}
-    for node in list(model.graph.node):
-        heavy = node.op_type in ("Conv", "Gemm", "MatMul")
-        if (
-            node.op_type not in WRAPPED
-            or (only_heavy and not heavy)
-            or node.input[0] not in floats | set(work.initializers)
-        ):
+    for node in nodes:
+        heavy = node.op_type in HEAVY
+        taken = node.op_type in WRAPPED and (heavy or not only_heavy) and _is_float(node.input[0], floats, work)
+        if not taken:
             work.nodes.append(node)
             continue
         activations = WRAPPED[node.op_type]
+        weight_scales = np.float32(1.0)
         for index, name in enumerate(node.input):
-            if not name:
-                continue
             tensor = work.initializers.get(name)
             if tensor is not None and tensor.data_type == TensorProto.FLOAT and heavy:
                 if index == 2:
-                    node.input[index] = _integer_bias(work, tensor)
+                    node.input[index] = _integer_bias(work, tensor, weight_scales)
                 else:
                     axis = _channel_axis(node) if per_channel else None
-                    node.input[index] = _integer_weight(work, tensor, axis)
-            elif (
-                (activations is None or index in activations)
-                and (name in floats or tensor is not None)
-                and (tensor is None or tensor.data_type == TensorProto.FLOAT)
-            ):
+                    node.input[index], weight_scales = _integer_weight(work, tensor, axis)
+            elif (activations is None or index in activations) and _is_float(name, floats, work):
                 node.input[index] = pair(name)
         work.nodes.append(node)
         for name in node.output:
             if name in floats and name not in outputs:
                 pair(name)
-    # Whoever reads a wrapped tensor reads it after its pair, as quantizers write it.
+    # Whoever reads a wrapped tensor reads it after its pair, wrapped itself or not.
     for node in work.nodes:
         if node.op_type != "QuantizeLinear":
             for index, name in enumerate(node.input):
-                if name in wrapped and node.op_type in WRAPPED:
-                    node.input[index] = wrapped[name]
+                node.input[index] = wrapped.get(name, name)
     return work.finish()
+
+
+def _is_float(name: str, floats: set[str], work: _Rewriter) -> bool:
+    tensor = work.initializers.get(name)
+    return name in floats or (tensor is not None and tensor.data_type == TensorProto.FLOAT)
+
+
+def _without_clipping(model: onnx.ModelProto, floats: set[str]) -> list[onnx.NodeProto]:
+    """Nodes without the Relus and Clips that are the only reader of a wrapped op's result."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    readers: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    kept = []
+    for node in model.graph.node:
+        source = producers.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
+        if source is not None and source.op_type in (*HEAVY, "Add") and readers[node.input[0]] == 1:
+            source.output[0] = node.output[0]
+            producers[node.output[0]] = source
+            floats.add(node.output[0])
+        else:
+            kept.append(node)
+    return kept
 
 
 def _channel_axis(node: onnx.NodeProto) -> int:
@@ -151,7 +168,8 @@ def _channel_axis(node: onnx.NodeProto) -> int:
     return 0 if turned else -1
 
 
-def _integer_weight(work: _Rewriter, tensor: onnx.TensorProto, axis: int | None) -> str:
+def _integer_weight(work: _Rewriter, tensor: onnx.TensorProto, axis: int | None) -> tuple[str, np.ndarray]:
+    """Name of the dequantized weights, and their scales."""
     values = numpy_helper.to_array(tensor)
     if axis is None or values.ndim < 2:
         spread = np.asarray(np.abs(values).max())
@@ -167,16 +185,17 @@ def _integer_weight(work: _Rewriter, tensor: onnx.TensorProto, axis: int | None)
     result = f"{quantized}_dequantized"
     operands = [quantized, work.constant(scales, "weight_scale"), work.constant(zeros, "weight_zero")]
     work.node("DequantizeLinear", operands, [result], tensor.name, **axis_attribute)
-    return result
+    return result, scales
 
 
-def _integer_bias(work: _Rewriter, tensor: onnx.TensorProto) -> str:
+def _integer_bias(work: _Rewriter, tensor: onnx.TensorProto, weight_scales: np.ndarray | np.float32) -> str:
     values = numpy_helper.to_array(tensor)
-    scale = np.float32(ACTIVATION_SCALE / 100)
-    quantized = work.constant(np.round(values / scale).astype(np.int32), f"{tensor.name}_quantized")
+    scales = np.asarray(np.float32(ACTIVATION_SCALE) * weight_scales, np.float32)
+    quantized = work.constant(np.round(values / scales).astype(np.int32), f"{tensor.name}_quantized")
     result = f"{quantized}_dequantized"
-    operands = [quantized, work.constant(scale, "bias_scale"), work.constant(np.int32(0), "bias_zero")]
-    work.node("DequantizeLinear", operands, [result], tensor.name)
+    zeros = np.zeros(scales.shape, np.int32)
+    operands = [quantized, work.constant(scales, "bias_scale"), work.constant(zeros, "bias_zero")]
+    work.node("DequantizeLinear", operands, [result], tensor.name, **({"axis": 0} if scales.ndim else {}))
     return result
 
 

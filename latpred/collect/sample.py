@@ -28,15 +28,15 @@ GOLDEN_RATIO = 0.6180339887498949
 EARLY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("none", ("classic", "elementwise", "resampling", "products")),
     ("none", ("language_model", "joins", "reductions", "convolutions")),
-    ("none", ("mobile", "broadcasts", "transposes", "recurrent")),
+    ("none", ("mobile", "broadcasts", "transposes", "recurrent", "convolution_chain")),
     ("static", ("classic", "mobile", "vision_transformer")),
-    ("none", ("hybrid", "dense_layers", "lookups", "detector")),
+    ("none", ("hybrid", "dense_layers", "lookups", "detector", "linear_chain")),
     ("none", ("vision_transformer", "pyramid", "conversions", "temporal")),
     ("dynamic", ("language_model", "vision_transformer", "dense_layers")),
     ("none", ("mobile", "speech", "volume", "generator")),
     ("none", ("classic", "mixer", "decoder", "super_resolution")),
     ("none", ("recurrent", "hybrid", "elementwise", "resampling")),
-    ("static", ("classic", "hybrid", "mobile", "mixer")),
+    ("static", ("convolution_chain", "hybrid", "linear_chain", "mobile")),
     ("none", ("language_model", "lookups", "broadcasts", "products")),
 )
 

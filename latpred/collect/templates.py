@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from latpred.collect import (
     blocks_attention,
+    blocks_chain,
     blocks_elementwise,
     blocks_movement,
     blocks_product,
@@ -41,7 +42,7 @@ TEMPLATES: dict[str, Template] = {
     "vision_transformer": Template(blocks_attention.vision_transformer, 10),
     "hybrid": Template(blocks_window.hybrid_network, 14),
     "mixer": Template(blocks_window.mixer_network, 3),
-    "recurrent": Template(blocks_sequence.recurrent_network, 4, quantizable=False),
+    "recurrent": Template(blocks_sequence.recurrent_network, 5, quantizable=False),
     "temporal": Template(blocks_sequence.temporal_network, 3, quantizable=False),
     "speech": Template(blocks_sequence.speech_network, 3),
     "decoder": Template(networks_dense.decoder_network, 3),
@@ -53,6 +54,8 @@ TEMPLATES: dict[str, Template] = {
     "convolutions": Template(blocks_product.convolutions, 6),
     "products": Template(blocks_product.products, 6),
     "dense_layers": Template(blocks_product.dense_layers, 4),
+    "convolution_chain": Template(blocks_chain.convolution_chain, 14),
+    "linear_chain": Template(blocks_chain.linear_chain, 10),
     "elementwise": Template(blocks_elementwise.elementwise, 5),
     "broadcasts": Template(blocks_elementwise.broadcasts, 5),
     "reductions": Template(blocks_reduction.reductions, 5),

@@ -1,0 +1,121 @@
+"""Chains of convolutions and of linear layers, each of another shape: the large kernels in every realistic size.
+
+Where the templates of whole networks repeat a block, a chain changes the width at every step, so that a second of
+measuring sees many shapes. Channels and resolution still go together.
+"""
+
+from __future__ import annotations
+
+from latpred.collect.graph_builder import GraphBuilder, Value
+from latpred.collect.layers import activation, convolution, global_pool, linear, reshape
+
+__all__ = ["convolution_chain", "linear_chain"]
+
+STEPS = 14
+MAX_WEIGHTS = 12_000_000  # elements of one layer
+SIDES = (7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160)
+STEP_KINDS = (
+    # what one step is, and how often
+    ("pointwise", 9),
+    ("dense", 5),
+    ("depthwise", 3.5),
+    ("grouped", 2.5),
+    ("shrinking", 2),
+    ("large", 0.7),
+    ("flat", 0.7),
+)
+
+
+def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
+    """Convolutions one after another at one resolution (or two), some with a residual Add, most with an activation."""
+    side = b.choose(SIDES)
+    typical = 24 * 224 / 2 / side  # channels of a small network at this resolution
+    batch = int(b.choose([1, 2, 4, 8], [12, 1, 1, 0.4])) if side <= 56 else 1
+    act = b.choose(["relu", "relu6", "silu", "hard_swish", "gelu", "leaky_relu", "none"], [8, 2, 4, 1.5, 1.5, 0.5, 1])
+    start_s = b.estimated_s
+    b.scope = "chain"
+    channels = min(1536, b.between(max(8, typical * 0.5), typical * 4, 8))
+    x = b.input((batch, channels, side, side if b.chance(0.9) else max(4, side * 3 // 4)))
+    x = convolution(b, x, channels, 1, act=act)
+    earlier = [x]
+    for step in range(STEPS):
+        if b.estimated_s - start_s > limit_s:
+            break
+        b.scope = f"chain/{step}"
+        kind = b.choose([kind for kind, _ in STEP_KINDS], [weight for _, weight in STEP_KINDS])
+        x = _step(b, x, kind, typical, act if b.chance(0.7) else "none")
+        same = [other for other in earlier if other.shape == x.shape]
+        if same and b.chance(0.4):
+            x = b.op("Add", x, b.choose(same))
+            x = activation(b, x, "relu") if act == "relu" and b.chance(0.7) else x
+        earlier.append(x)
+    if b.chance(0.3):
+        linear(b, b.op("Flatten", global_pool(b, x)), 1000)
+
+
+def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str) -> Value:
+    channels = x.shape[1]
+    if kind == "depthwise":
+        kernel = int(b.choose([3, 5, 7, 9], [6, 3, 2, 0.3]))
+        stride = 2 if b.chance(0.15) and min(x.shape[2:]) > 8 else 1
+        return convolution(b, x, channels, kernel, stride, groups=channels, act=act)
+    factor = float(b.choose([1, 2, 3, 4, 6, 0.5, 0.25, 1 / 3, 1 / 6], [4, 2, 0.7, 2, 1.5, 2.5, 2, 0.7, 1.5]))
+    out = channels * factor if b.chance(0.6) else b.between(max(8, typical * 0.4), typical * 6, 8)
+    multiple = int(b.choose([8, 16, 4, 1], [10, 4, 0.7, 0.3]))
+    out = int(min(2048, max(8, round(out / multiple) * multiple)))
+    if kind == "pointwise":
+        return convolution(b, x, out, 1, act=act)
+    if kind == "grouped":
+        groups = int(b.choose([2, 4, 8, 16, 32], [3, 1.5, 1.5, 1, 2]))
+        width = max(1, channels // groups // 4 * 4) or 1
+        x = x if channels == groups * width else convolution(b, x, max(4, width) * groups, 1)
+        out = max(1, round(out / x.shape[1])) * x.shape[1] if b.chance(0.7) else max(8, out // 8 // groups * 8) * groups
+        return convolution(b, x, min(2048, out), 3, 2 if b.chance(0.15) else 1, groups=groups, act=act)
+    kernel: int | tuple[int, int] = 3
+    if kind == "large":
+        kernel = int(b.choose([5, 7]))
+    elif kind == "flat":
+        size = int(b.choose([3, 5, 7]))
+        kernel = (1, size) if b.chance(0.5) else (size, 1)
+    taps = kernel * kernel if isinstance(kernel, int) else max(kernel)
+    while channels * out * taps > MAX_WEIGHTS:
+        out = max(8, out // 2 // 8 * 8)
+    if kind == "shrinking" and min(x.shape[2:]) > 6:
+        return convolution(b, x, out, int(b.choose([1, 2, 3], [2, 1, 5])), 2, act=act)
+    dilation = int(b.choose([1, 2, 4], [12, 1, 0.5])) if kind == "dense" and min(x.shape[2:]) >= 14 else 1
+    return convolution(b, x, out, kernel, dilation=dilation, act=act)
+
+
+def linear_chain(b: GraphBuilder, limit_s: float) -> None:
+    """Linear layers one after another on rows of tokens, widened and narrowed as projections and MLPs do."""
+    rows = b.choose(
+        [1, 4, 8, 16, 32, 49, 50, 64, 77, 98, 128, 144, 196, 197, 256, 257, 320, 384, 400, 512, 577, 784, 1024, 3136],
+        [3, 0.7, 1, 1.5, 2, 2, 0.7, 2, 0.5, 0.5, 3, 1, 3, 3, 2.5, 1, 0.5, 1.5, 0.5, 1.5, 0.7, 2, 1, 1.5],
+    )
+    most = 1536 if rows <= 200 else 1024 if rows <= 600 else 384
+    width = b.between(32, most, 8) if b.chance(0.85) else b.between(20, 700)
+    act = b.choose(["gelu", "relu", "gelu_tanh", "silu", "quick_gelu", "hard_swish"], [6, 3, 0.7, 1.5, 0.5, 0.7])
+    shape = (1, rows, width) if b.chance(0.7) else (rows, width)
+    start_s = b.estimated_s
+    b.scope = "chain"
+    x = b.op("Neg", b.input(shape))
+    earlier = [x]
+    for step in range(STEPS):
+        if b.estimated_s - start_s > limit_s:
+            break
+        b.scope = f"chain/{step}"
+        width = x.shape[-1]
+        factor = float(b.choose([1, 2, 3, 4, 0.5, 1 / 3, 0.25], [4, 2, 2.5, 3, 2, 2, 3]))
+        out = width * factor if b.chance(0.75) else b.between(16, 4 * most, 8)
+        out = int(min(4 * most, max(8, round(out / 8) * 8))) if b.chance(0.92) else b.between(5, most)
+        while width * out > MAX_WEIGHTS:
+            out //= 2
+        x = linear(b, x, out, bias=b.chance(0.85))
+        if b.chance(0.35):
+            x = activation(b, x, act)
+        same = [other for other in earlier if other.shape == x.shape]
+        if same and b.chance(0.4):
+            x = b.op("Add", x, b.choose(same))
+        if b.chance(0.1) and len(x.shape) == 3:
+            x = reshape(b, x, (x.shape[1], x.shape[2]))
+        earlier.append(x)
