@@ -11,7 +11,8 @@ import numpy as np
 from latpred.bundle import Bundle
 from latpred.calibration import Between, Calibration
 from latpred.device import Device
-from latpred.kernels.features import features_and_terms
+from latpred.errors import ArtefactError
+from latpred.kernels.features import FEATURES, features_and_terms
 from latpred.kernels.fusion import RuleBook, default_rules
 from latpred.kernels.kernel import Kernel
 from latpred.kernels.kinds import KIN
@@ -89,10 +90,21 @@ class _Remembered:
 
 
 class LearnedEstimator(_Remembered):
-    """By a bundle's trees; a kind without any by its own median ratio to the roofline, or its nearest kin's."""
+    """By a bundle's trees; a kind without any by its own median ratio to the roofline, or its nearest kin's.
+
+    Raises
+    ------
+    ArtefactError
+        When the trees were grown on other features than this latpred computes.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
+        if bundle.forest.features != FEATURES:
+            raise ArtefactError(
+                f"the predictor of {bundle.manifest.device} reads {len(bundle.forest.features)} features of latpred "
+                f"{bundle.manifest.latpred_version}, this one computes {len(FEATURES)}: run `latpred fit` again"
+            )
         self.bundle = bundle
         self.name = bundle.manifest.device
         self.rules = bundle.rules

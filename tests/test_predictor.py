@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,12 @@ def test_a_kind_without_any_kin_takes_the_median_of_all(predictor: Predictor) ->
 def test_dtypes_that_nobody_measured_are_pointed_out(predictor: Predictor) -> None:
     warnings = predictor.predict(model(dtype=TensorProto.DOUBLE)).warnings
     assert any("float64" in warning for warning in warnings)
+
+
+def test_trees_of_other_features_are_refused() -> None:
+    other = replace(BUNDLE, forest=replace(BUNDLE.forest, features=("something", "else")))
+    with pytest.raises(ArtefactError, match="latpred fit"):
+        LearnedEstimator(other)
 
 
 def test_repeated_launches_count_each_time(predictor: Predictor) -> None:
