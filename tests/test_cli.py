@@ -1,0 +1,163 @@
+"""The command line as a person meets it: whole answers, one clear line for what is wrong, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from latpred import cli
+
+NETWORKS = Path(__file__).parent / "networks"
+MOBILENET = str(NETWORKS / "mobilenet_v2.onnx")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LATPRED_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def symbolic_model(path: Path) -> Path:
+    x = helper.make_tensor_value_info("tokens", TensorProto.FLOAT, ["batch", "sequence", 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("Relu", ["tokens"], ["y"], name="act")], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+def test_predict_json_has_the_documented_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "predict", MOBILENET, "--device", "rtx3090", "--json")
+    (answer,) = json.loads(out)
+    assert code == 0
+    assert {"model", "device", "latency_ms", "interval_ms", "interval", "coverage", "kernels", "warnings"} <= set(answer)
+    low, high = answer["interval_ms"]
+    assert low <= answer["latency_ms"] <= high
+    wanted = {"kind", "ops", "latency_ms", "source", "bound", "macs", "flops", "traffic_bytes"}
+    assert all(wanted <= set(kernel) for kernel in answer["kernels"])
+    # 300,774,272 multiply-adds at 224 x 224 (the MobileNetV2 paper's table 4 rounds them to 300 M), and what the blocked
+    # layout adds where it pads 24 channels to 32 at 56 x 56: 96 -> 24, two 24 -> 144, one 144 -> 24
+    padding = 8 * 56 * 56 * (96 + 2 * 144 + 144)
+    assert sum(kernel["macs"] for kernel in answer["kernels"]) == 300_774_272 + padding
+
+
+def test_predict_says_that_a_preset_is_analytical(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "predict", MOBILENET, "--device", "jetson-nano")
+    assert "warning: analytical" in out
+
+
+def test_predict_csv_has_one_row_a_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "predict", MOBILENET, "--device", "v100", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    _, text, _ = run(capsys, "predict", MOBILENET, "--device", "v100", "--json")
+    assert len(rows) == len(json.loads(text)[0]["kernels"])
+
+
+def test_good_models_are_answered_beside_bad_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bad = tmp_path / "a_bad.onnx"
+    bad.write_bytes(b"this is no model")
+    shutil.copy(MOBILENET, tmp_path / "b_good.onnx")
+    code, out, err = run(capsys, "predict", str(tmp_path), "--device", "rtx3090", "--json")
+    assert code == 2
+    assert [Path(answer["model"]).name for answer in json.loads(out)] == ["b_good.onnx"]
+    assert err.count("\n") == 1
+    assert "a_bad.onnx" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("predict", "nowhere.onnx", "--device", "rtx3090"), "nowhere.onnx"),
+        (("predict", MOBILENET, "--device", "abacus"), "abacus"),
+        (("predict", MOBILENET, "--device", "local", "--threads", "63"), "latpred collect --device local --threads 63"),
+        (("predict", MOBILENET, "--device", "rtx3090", "--dim", "nothing=3"), "nothing"),
+        (("predict", MOBILENET, "--device", "rtx3090", "--shape", "nothing=3"), "nothing"),
+        (("kernels", MOBILENET, "--explain", "no such node"), "no such node"),
+        (("device", "abacus"), "abacus"),
+        (("fit", "--device", "never-measured"), "latpred collect"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], said: str) -> None:
+    code, out, err = run(capsys, *argv)
+    assert code in (1, 2)
+    assert out == ""
+    assert err.startswith("latpred: ")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_truncated_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(Path(MOBILENET).read_bytes()[:20_000])
+    code, _, err = run(capsys, "predict", str(cut), "--device", "rtx3090")
+    assert code == 2
+    assert "cut.onnx" in err
+
+
+def test_unbound_dimension_names_input_and_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = str(symbolic_model(tmp_path / "symbolic.onnx"))
+    code, _, err = run(capsys, "predict", path, "--device", "rtx3090")
+    assert code == 2
+    assert all(word in err for word in ("sequence", "tokens", "--dim"))
+    code, out, _ = run(capsys, "kernels", path, "--dim", "sequence=16", "--json")
+    (answer,) = json.loads(out)
+    assert code == 0
+    assert answer["kernels"][0]["outputs"][0]["shape"] == [1, 16, 8]
+    assert any("batch" in notice for notice in answer["notices"])
+
+
+@pytest.mark.parametrize("bad", [("--dim", "batch"), ("--dim", "batch=0"), ("--shape", "x=1,a"), ("--interval", "1.5")])
+def test_malformed_options_are_usage_errors(bad: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["predict", MOBILENET, *bad])
+    assert stop.value.code == 2
+
+
+def test_explain_tells_what_became_of_a_node(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "kernels", MOBILENET, "--explain", "/features/features.0/features.0.2/Clip")
+    assert code == 0
+    assert "Conv" in out
+    assert "clip" in out
+
+
+def test_device_lists_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "device")
+    assert {"local", "rtx3090", "v100", "jetson-tx2", "jetson-nano"} <= set(out.split())
+    _, out, _ = run(capsys, "device", "rtx3090", "--json")
+    assert json.loads(out)["levels"][2]["bandwidth_bytes_per_s"] == 936e9
+
+
+def test_budget_reads_units() -> None:
+    assert [cli.parse_budget(text) for text in ("90s", "15m", "1h", "0.5m")] == [90.0, 900.0, 3600.0, 30.0]
+
+
+def test_cold_path_leaves_heavy_libraries_alone() -> None:
+    code = (
+        "import sys; from latpred.cli import main; "
+        f"code = main(['predict', {MOBILENET!r}, '--device', 'rtx3090']); "
+        "heavy = {'pandas', 'lightgbm', 'sklearn', 'scipy', 'onnxruntime', 'joblib', 'rich'} & set(sys.modules); "
+        "sys.exit(code or (str(heavy) if heavy else 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nine_networks_of_the_onnx_package_need_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    code, out, _ = run(capsys, "predict", str(folder), "--json")
+    assert code == 0
+    assert len(json.loads(out)) == 9
