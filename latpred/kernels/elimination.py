@@ -1,5 +1,7 @@
 """What the runtime computes ahead or drops: constants, no-ops, duplicates."""
 
+# ruff: noqa: ARG001 - the functions of a table share one signature
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ INT64_MAX = 2**63 - 1
 SHARED_CONSTANT_ELEMENTS = 8  # constants up to here are compared by value
 
 
-def store_constants(graph: WorkingGraph, rules: RuleBook) -> None:  # noqa: ARG001 - a fact, not a rule
+def store_constants(graph: WorkingGraph, rules: RuleBook) -> None:
     """Constant nodes are initializers once the model is loaded."""
     for node in graph.of_type("Constant"):
         graph.remove(node)
@@ -168,6 +170,8 @@ def share_subexpressions(graph: WorkingGraph, rules: RuleBook) -> None:
     for node in graph.in_order():
         if node.source is not None or node.op_type in RANDOM_OPS or not node.outputs or not node.inputs:
             continue
+        if node.op_type == "DequantizeLinear":
+            continue  # each consumer has one of its own
         if any(name in graph.outputs for name in node.outputs):
             continue  # a copy that makes a graph output stays, and nobody else reads it
         inputs = tuple(number.get(name) or _constant_key(graph, number, name) for name in node.inputs)
