@@ -44,13 +44,14 @@ def test_predict_json_has_the_documented_fields(capsys: pytest.CaptureFixture[st
     code, out, _ = run(capsys, "predict", MOBILENET, "--device", "rtx3090", "--json")
     (answer,) = json.loads(out)
     assert code == 0
-    assert {"model", "device", "latency_ms", "interval_ms", "interval", "coverage", "kernels", "warnings"} <= set(answer)
+    fields = {"model", "device", "latency_ms", "interval_ms", "interval", "coverage", "kernels", "warnings"}
+    assert fields <= set(answer)
     low, high = answer["interval_ms"]
     assert low <= answer["latency_ms"] <= high
     wanted = {"kind", "ops", "latency_ms", "source", "bound", "macs", "flops", "traffic_bytes"}
     assert all(wanted <= set(kernel) for kernel in answer["kernels"])
-    # 300,774,272 multiply-adds at 224 x 224 (the MobileNetV2 paper's table 4 rounds them to 300 M), and what the blocked
-    # layout adds where it pads 24 channels to 32 at 56 x 56: 96 -> 24, two 24 -> 144, one 144 -> 24
+    # 300,774,272 multiply-adds at 224 x 224 (the MobileNetV2 paper's table 4 rounds them to 300 M), and what
+    # the blocked layout adds where it pads 24 channels to 32 at 56 x 56: 96 -> 24, two 24 -> 144, one 144 -> 24
     padding = 8 * 56 * 56 * (96 + 2 * 144 + 144)
     assert sum(kernel["macs"] for kernel in answer["kernels"]) == 300_774_272 + padding
 
