@@ -122,6 +122,12 @@ def _move_bytes(graph: WorkingGraph, group: Group) -> Node:
     return _move(graph, group)
 
 
+def _resize(graph: WorkingGraph, group: Group) -> Node:
+    if group.node.attributes.get("mode", "nearest") != "nearest":
+        raise _Refusal("only a Resize to the nearest value leaves the numbers as they are")
+    return _move_bytes(graph, group)
+
+
 def _select(graph: WorkingGraph, group: Group) -> Node:
     if graph.producers.get(group.node.inputs[0]) is not group.before[0] or len(group.before) != 1:
         raise _Refusal("the input is not dequantized")
@@ -225,7 +231,7 @@ def _gemm(graph: WorkingGraph, group: Group) -> Node:
 # op type -> what forms the integer kernel or says why it cannot.
 KERNELS: dict[str, Callable[[WorkingGraph, Group], Node]] = {
     "Split": _move,
-    "Resize": _move_bytes,
+    "Resize": _resize,
     "MaxPool": _move_bytes,
     "ReduceMax": _move_bytes,
     "ReduceMin": _move_bytes,
@@ -275,10 +281,11 @@ def matmul_integer_to_float(graph: WorkingGraph, rules: RuleBook) -> None:
         points = [*product.inputs[2:4], "", ""][:2]
         inputs = [*product.inputs[:2], *scales.inputs, *points]
         bias = graph.sole_use(scaling.outputs[0])
-        constant = bias.inputs[1 if bias.inputs[0] == scaling.outputs[0] else 0] if bias is not None else ""
-        if bias is not None and bias.op_type == "Add" and _is_bias(graph, constant):
-            inputs.append(constant)
-            old.append(bias)
+        if bias is not None and bias.op_type == "Add":
+            constant = bias.inputs[1 if bias.inputs[0] == scaling.outputs[0] else 0]
+            if _is_bias(graph, constant):
+                inputs.append(constant)
+                old.append(bias)
         outputs = list(old[-1].outputs)
         new = Node("MatMulIntegerToFloat", MICROSOFT, product.name, inputs, outputs, {}, (), rank=product.rank)
         graph.replace(old, new)
