@@ -6,6 +6,8 @@ measuring sees many shapes. Channels and resolution still go together.
 
 from __future__ import annotations
 
+from math import prod
+
 from latpred.collect.graph_builder import GraphBuilder, Value
 from latpred.collect.layers import activation, convolution, global_pool, linear, reshape
 
@@ -14,6 +16,7 @@ __all__ = ["convolution_chain", "linear_chain"]
 STEPS = 14
 MAX_WEIGHTS = 12_000_000  # elements of one layer
 SIDES = (7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160)
+GROUP_WIDTHS = (4, 8, 16, 16, 24, 32, 32, 48, 56, 64, 64, 112, 128, 256)
 STEP_KINDS = (
     # what one step is, and how often
     ("pointwise", 9),
@@ -34,6 +37,8 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
     act = b.choose(["relu", "relu6", "silu", "hard_swish", "gelu", "leaky_relu", "none"], [8, 2, 4, 1.5, 1.5, 0.5, 1])
     start_s = b.estimated_s
     b.scope = "chain"
+    wide = float(b.choose([1, 4], [5, 1]))  # of a wide network, or one that keeps its resolution by dilation
+    typical *= wide
     channels = min(1536, b.between(max(8, typical * 0.5), typical * 4, 8))
     x = b.input((batch, channels, side, side if b.chance(0.9) else max(4, side * 3 // 4)))
     x = convolution(b, x, channels, 1, act=act)
@@ -43,7 +48,7 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
             break
         b.scope = f"chain/{step}"
         kind = b.choose([kind for kind, _ in STEP_KINDS], [weight for _, weight in STEP_KINDS])
-        x = _step(b, x, kind, typical, act if b.chance(0.7) else "none")
+        x = _step(b, x, kind, typical, act if b.chance(0.7) else "none", 40e9 * limit_s)
         same = [other for other in earlier if other.shape == x.shape]
         if same and b.chance(0.4):
             x = b.op("Add", x, b.choose(same))
@@ -53,37 +58,35 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
         linear(b, b.op("Flatten", global_pool(b, x)), 1000)
 
 
-def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str) -> Value:
+def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str, most_macs: float) -> Value:
     channels = x.shape[1]
     if kind == "depthwise":
-        kernel = int(b.choose([3, 5, 7, 9], [6, 3, 2, 0.3]))
+        taps = int(b.choose([3, 5, 7, 9], [6, 3, 2, 0.3]))
         stride = 2 if b.chance(0.15) and min(x.shape[2:]) > 8 else 1
-        return convolution(b, x, channels, kernel, stride, groups=channels, act=act)
+        return convolution(b, x, channels, taps, stride, groups=channels, act=act)
     factor = float(b.choose([1, 2, 3, 4, 6, 0.5, 0.25, 1 / 3, 1 / 6], [4, 2, 0.7, 2, 1.5, 2.5, 2, 0.7, 1.5]))
     out = channels * factor if b.chance(0.6) else b.between(max(8, typical * 0.4), typical * 6, 8)
     multiple = int(b.choose([8, 16, 4, 1], [10, 4, 0.7, 0.3]))
     out = int(min(2048, max(8, round(out / multiple) * multiple)))
     if kind == "pointwise":
+        while out > 8 and channels * out * x.shape[0] * prod(x.shape[2:]) > most_macs:
+            out = max(8, out // 2 // 8 * 8)
         return convolution(b, x, out, 1, act=act)
     if kind == "grouped":
-        groups = int(b.choose([2, 4, 8, 16, 32], [3, 1.5, 1.5, 1, 2]))
-        width = max(1, channels // groups // 4 * 4) or 1
-        x = x if channels == groups * width else convolution(b, x, max(4, width) * groups, 1)
-        out = max(1, round(out / x.shape[1])) * x.shape[1] if b.chance(0.7) else max(8, out // 8 // groups * 8) * groups
-        return convolution(b, x, min(2048, out), 3, 2 if b.chance(0.15) else 1, groups=groups, act=act)
-    kernel: int | tuple[int, int] = 3
-    if kind == "large":
-        kernel = int(b.choose([5, 7]))
-    elif kind == "flat":
-        size = int(b.choose([3, 5, 7]))
-        kernel = (1, size) if b.chance(0.5) else (size, 1)
-    taps = kernel * kernel if isinstance(kernel, int) else max(kernel)
-    while channels * out * taps > MAX_WEIGHTS:
+        width = int(b.choose(GROUP_WIDTHS))
+        groups = max(2, round(channels / width))
+        if channels != groups * width:
+            x = convolution(b, x, groups * width, 1, act=act)
+        deep = width * int(b.choose([1, 2], [6, 1]))
+        return convolution(b, x, groups * deep, 3, 2 if b.chance(0.15) else 1, groups=groups, act=act)
+    size = int(b.choose([3, 5, 7])) if kind == "flat" else int(b.choose([5, 7])) if kind == "large" else 3
+    shape = b.choose([(1, size), (size, 1)]) if kind == "flat" else (size, size)
+    while out > 8 and channels * out * prod(shape) > min(MAX_WEIGHTS, most_macs / (x.shape[0] * prod(x.shape[2:]))):
         out = max(8, out // 2 // 8 * 8)
     if kind == "shrinking" and min(x.shape[2:]) > 6:
         return convolution(b, x, out, int(b.choose([1, 2, 3], [2, 1, 5])), 2, act=act)
     dilation = int(b.choose([1, 2, 4], [12, 1, 0.5])) if kind == "dense" and min(x.shape[2:]) >= 14 else 1
-    return convolution(b, x, out, kernel, dilation=dilation, act=act)
+    return convolution(b, x, out, shape, dilation=dilation, act=act)
 
 
 def linear_chain(b: GraphBuilder, limit_s: float) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from latpred.collect.graph_builder import GraphBuilder, Value
 from latpred.collect.layers import ACTIVATIONS, activation
 
-__all__ = ["MAX_ELEMENTS", "STEPS", "broadcasts", "conversions", "draw_shape", "elementwise"]
+__all__ = ["STEPS", "broadcasts", "conversions", "draw_shape", "elementwise"]
 
 STEPS = 10
 MAX_ELEMENTS = 1 << 21

@@ -134,7 +134,7 @@ def lookups(b: GraphBuilder, limit_s: float) -> None:
                 "reverse",
                 "unfold",
             ],
-            [3, 4, 1.5, 1, 2.5, 1, 0.5, 0.7, 0.7, 1.5, 0.2, 0.5],
+            [3, 4, 1.5, 1, 3.5, 1, 0.5, 0.7, 0.7, 1.5, 0.2, 0.5],
         )
         rows, width = b.between(16, 512), b.between(16, 1024, 8)
         if kind == "embedding":

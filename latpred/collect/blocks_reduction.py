@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from latpred.collect.blocks_elementwise import MAX_ELEMENTS, STEPS, draw_shape
-from latpred.collect.graph_builder import GraphBuilder, Value
+from latpred.collect.blocks_elementwise import STEPS, draw_shape
+from latpred.collect.graph_builder import GraphBuilder
 from latpred.collect.layers import batch_norm, layer_norm, reduce, rms_norm
 
 __all__ = ["reductions"]
@@ -37,10 +37,9 @@ def reductions(b: GraphBuilder, limit_s: float) -> None:
                         "ReduceMin",
                         "ReduceSumSquare",
                         "ReduceL1",
-                        "ReduceProd",
                         "ReduceLogSumExp",
                     ],
-                    [8, 5, 2.5, 2, 0.7, 0.7, 0.5, 0.3, 0.5],
+                    [8, 5, 2.5, 2, 0.7, 0.7, 0.5, 0.5],
                 )
                 reduce(b, op_type, x, _axes(b, rank) or [rank - 1], b.chance(0.6))
             elif kind == "softmax":
@@ -82,25 +81,29 @@ def reductions(b: GraphBuilder, limit_s: float) -> None:
                 )
                 attributes = {"size": 5} if op_type == "LRN" else {"axis": 1} if op_type == "LpNormalization" else {}
                 b.op(op_type, x, **attributes)
-            elif kind == "einsum" and rank == 4:
-                _einsum(b, x)
+            elif kind == "einsum":
+                _einsum(b)
         if b.chance(0.5):
             return
 
 
-def _einsum(b: GraphBuilder, x: Value) -> None:
+def _einsum(b: GraphBuilder) -> None:
     """Contractions that networks spell as Einsum: scores, contexts, relative positions, per-head products."""
-    n, h, t, d = x.shape
-    if b.style.opset < 12 or t * t * n * h > MAX_ELEMENTS or t * d * h * n > MAX_ELEMENTS:
+    if b.style.opset < 12:
         return
-    equation, shape = b.choose(
+    n, h = int(b.choose([1, 2, 4])), int(b.choose([1, 3, 4, 8, 12]))
+    t, d = int(b.choose([14, 28, 49, 64, 128, 196])), int(b.choose([16, 32, 48, 64, 96]))
+    equation, left, right = b.choose(
         [
-            ("nhtd,nhsd->nhts", (n, h, t, d)),
-            ("nhtd,tsd->nhts", (t, min(t, 64), d)),
-            ("nhtd,hde->nhte", (h, d, 32)),
-            ("nhtd,d->nht", (d,)),
-            ("nhtd,nhte->nhde", (n, h, t, 16)),
+            ("nhtd,nhsd->nhts", (n, h, t, d), (n, h, t, d)),
+            ("nhts,nhsd->nhtd", (n, h, t, t), (n, h, t, d)),
+            ("nhtd,tsd->nhts", (n, h, t, d), (t, min(t, 64), d)),
+            ("nhtwd,hkd->nhtwk", (n, min(h, 4), 14, 14, d), (min(h, 4), 14, d)),
+            ("nhtd,hde->nhte", (n, h, t, d), (h, d, 32)),
+            ("nhtd,d->nht", (n, h, t, d), (d,)),
+            ("ntd,nsd->nts", (n, t, d), (n, t, d)),
+            ("bnd,de->bne", (n, t, d), (d, 2 * d)),
         ]
     )
-    other = b.op("Neg", b.input(shape)) if b.chance(0.5) else b.weight(shape, 0.1)
-    b.op("Einsum", x, other, equation=equation)
+    other = b.op("Neg", b.input(right)) if b.chance(0.6) else b.weight(right, 0.1)
+    b.op("Einsum", b.op("Neg", b.input(left)), other, equation=equation)

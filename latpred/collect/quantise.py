@@ -113,7 +113,7 @@ def quantise_static(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.Mo
             work.nodes.append(node)
             continue
         activations = WRAPPED[node.op_type]
-        weight_scales = np.float32(1.0)
+        weight_scales = np.ones((), np.float32)
         for index, name in enumerate(node.input):
             tensor = work.initializers.get(name)
             if tensor is not None and tensor.data_type == TensorProto.FLOAT and heavy:
@@ -188,7 +188,7 @@ def _integer_weight(work: _Rewriter, tensor: onnx.TensorProto, axis: int | None)
     return result, scales
 
 
-def _integer_bias(work: _Rewriter, tensor: onnx.TensorProto, weight_scales: np.ndarray | np.float32) -> str:
+def _integer_bias(work: _Rewriter, tensor: onnx.TensorProto, weight_scales: np.ndarray) -> str:
     values = numpy_helper.to_array(tensor)
     scales = np.asarray(np.float32(ACTIVATION_SCALE) * weight_scales, np.float32)
     quantized = work.constant(np.round(values / scales).astype(np.int32), f"{tensor.name}_quantized")

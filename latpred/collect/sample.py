@@ -17,11 +17,11 @@ from latpred.collect.templates import TEMPLATES
 
 __all__ = ["EARLY", "Configuration", "configuration", "draw_style"]
 
-TARGET_S = (0.003, 0.04)  # of one inference
+TARGET_S = (0.003, 0.06)  # of one inference
 WEIGHT_BYTES = (1e6, 120e6)
 HEAVY_SHARE = 0.4  # of composites that go on until their weights reach a drawn size
 MIXED_SHARE = 0.35  # of composites with sections of several templates
-QUANTIZED_SHARE = 0.16  # of composites whose templates occur quantized
+QUANTIZED_SHARE = 0.2  # of composites whose templates occur quantized
 GOLDEN_RATIO = 0.6180339887498949
 
 # The first composites are mixed, so that even a minute of measuring has seen nearly every kind of kernel.
@@ -110,7 +110,7 @@ def configuration(seed: int, index: int, weights: Mapping[str, float] | None = N
     if index < len(EARLY):
         quantization, templates = EARLY[index]
         weight_bytes = 0
-        target_s = TARGET_S[1]
+        target_s = 0.04
     else:
         names = list(weights or TEMPLATES)
         shares = np.cumsum([(weights or {n: TEMPLATES[n].weight for n in names})[n] for n in names])
