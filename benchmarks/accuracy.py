@@ -209,7 +209,7 @@ def report(rows: Sequence[Row], by_method: Mapping[str, list[float]], errors: Ma
         f"{len(rows)} networks of {len({row.family for row in rows})} families; baselines by FLOPs and traffic leave "
         "the network's own family out.\n"
         f"90 % interval: {100 * inside:.1f} % inside, median width {100 * width:.1f} % of the latency; "
-        f"rounds differ by {100 * statistics.fmean(noise):.2f} % (mean), {100 * statistics.median(noise):.2f} % (median)"
+        f"rounds differ by {100 * statistics.fmean(noise):.2f} % (mean)"
     )
 
 
