@@ -14,6 +14,7 @@ from latpred.collect.layers import activation, convolution, global_pool, linear,
 __all__ = ["convolution_chain", "linear_chain"]
 
 STEPS = 14
+MACS_PER_S = 40e9  # of a current core, roughly: bounds what one layer may take of a section's time
 MAX_WEIGHTS = 12_000_000  # elements of one layer
 SIDES = (7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160)
 GROUP_WIDTHS = (4, 8, 16, 16, 24, 32, 32, 48, 56, 64, 64, 112, 128, 256)
@@ -40,6 +41,8 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
     wide = float(b.choose([1, 4], [5, 1]))  # of a wide network, or one that keeps its resolution by dilation
     typical *= wide
     channels = min(1536, b.between(max(8, typical * 0.5), typical * 4, 8))
+    while channels > 8 and batch * channels**2 * side**2 > MACS_PER_S * limit_s:
+        channels = max(8, channels // 2 // 8 * 8)
     x = b.input((batch, channels, side, side if b.chance(0.9) else max(4, side * 3 // 4)))
     x = convolution(b, x, channels, 1, act=act)
     earlier = [x]
@@ -48,7 +51,7 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
             break
         b.scope = f"chain/{step}"
         kind = b.choose([kind for kind, _ in STEP_KINDS], [weight for _, weight in STEP_KINDS])
-        x = _step(b, x, kind, typical, act if b.chance(0.7) else "none", 40e9 * limit_s)
+        x = _step(b, x, kind, typical, act if b.chance(0.7) else "none", MACS_PER_S * limit_s)
         same = [other for other in earlier if other.shape == x.shape]
         if same and b.chance(0.4):
             x = b.op("Add", x, b.choose(same))
@@ -74,6 +77,8 @@ def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str, most_m
         return convolution(b, x, out, 1, act=act)
     if kind == "grouped":
         width = int(b.choose(GROUP_WIDTHS))
+        while width > 4 and 2 * channels * width * 9 * x.shape[0] * prod(x.shape[2:]) > most_macs:
+            width //= 2
         groups = max(2, round(channels / width))
         if channels != groups * width:
             x = convolution(b, x, groups * width, 1, act=act)
