@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.permutations import Permutation, inverse
+from latpred.kernels.quantization import requantize_transposed
 from latpred.kernels.transpose_handlers import Handler
 from latpred.kernels.transposes import Pusher
 from latpred.kernels.working import Node, WorkingGraph
@@ -34,26 +35,7 @@ def channels_last(graph: WorkingGraph, rules: RuleBook) -> None:
     for node in order:
         if graph.alive(node):
             pusher.visit(node)
-    _requantize(graph)
-
-
-def _requantize(graph: WorkingGraph) -> None:
-    """A transpose that has come to stand behind a DequantizeLinear gets a Q and a DQ behind it."""
-    for transpose in graph.of_type("Transpose"):
-        restored = graph.producers.get(transpose.inputs[0])
-        name = transpose.outputs[0]
-        users = list(dict.fromkeys(graph.uses.get(name, ())))
-        if restored is None or restored.op_type != "DequantizeLinear" or name in graph.outputs:
-            continue
-        if any(user.op_type == "QuantizeLinear" for user in users):
-            continue
-        shape, dtype = graph.shape(name), graph.tensors[name].dtype
-        stored = graph.tensor(f"{name}_q", shape, graph.tensors[restored.inputs[0]].dtype)
-        again = graph.tensor(f"{name}_dq", shape, dtype)
-        graph.replace_uses(name, again)
-        parameters, rank = restored.inputs[1:], transpose.rank
-        graph.add(Node("QuantizeLinear", "", f"{name}_q", [name, *parameters], [stored], {}, (), rank=rank))
-        graph.add(Node("DequantizeLinear", "", f"{name}_dq", [stored, *parameters], [again], {}, (), rank=rank))
+    requantize_transposed(graph, rules)
 
 
 def _to_channels_first(rank: int) -> Permutation:

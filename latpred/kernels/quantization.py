@@ -19,6 +19,7 @@ __all__ = [
     "double_qdq",
     "qdq_cleanup",
     "qdq_propagation",
+    "requantize_transposed",
     "same_parameters",
     "signed_to_unsigned",
     "unique_dq",
@@ -269,6 +270,27 @@ def _bound(graph: WorkingGraph, node: Node, index: int, key: str) -> float | Non
     if len(node.inputs) > index and node.inputs[index]:
         return graph.scalar(node.inputs[index])
     return float("-inf") if key == "min" else float("inf")
+
+
+def requantize_transposed(graph: WorkingGraph, rules: RuleBook) -> None:
+    """A transpose that was pushed behind a DequantizeLinear gets a Q and a DQ behind it."""
+    if not rules.holds("qdq-propagation") or not graph.by_type.get(DEQUANTIZE):
+        return
+    for transpose in graph.of_type("Transpose"):
+        restored = graph.producers.get(transpose.inputs[0])
+        name = transpose.outputs[0]
+        users = list(dict.fromkeys(graph.uses.get(name, ())))
+        if restored is None or restored.op_type != DEQUANTIZE or name in graph.outputs:
+            continue
+        if any(user.op_type == QUANTIZE for user in users):
+            continue
+        shape, dtype = graph.shape(name), graph.tensors[name].dtype
+        stored = graph.tensor(f"{name}_q", shape, graph.tensors[restored.inputs[0]].dtype)
+        again = graph.tensor(f"{name}_dq", shape, dtype)
+        graph.replace_uses(name, again)
+        parameters, rank = restored.inputs[1:], transpose.rank
+        graph.add(Node(QUANTIZE, "", f"{name}_q", [name, *parameters], [stored], {}, (), rank=rank))
+        graph.add(Node(DEQUANTIZE, "", f"{name}_dq", [stored, *parameters], [again], {}, (), rank=rank))
 
 
 def qdq_cleanup(graph: WorkingGraph, rules: RuleBook) -> None:
