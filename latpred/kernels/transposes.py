@@ -243,6 +243,14 @@ class Pusher:
             stored = graph.tensor(name, shape, tensor.dtype, True, value)
             self._restore(node, index, stored, "Squeeze", {"axes": axes})
             return
+        restoring = self._restores_constant(name)
+        if restoring is not None:
+            self.unsqueeze_input(restoring, 0, missing)
+            if len(graph.shape(restoring.inputs[1])) == 1:
+                axis = int(restoring.attributes.get("axis", 1))  # type: ignore[arg-type]
+                restoring.attributes["axis"] = axis % len(tensor.shape) + missing
+            graph.tensors[name] = replace(tensor, shape=shape)
+            return
         squeeze = graph.producers.get(name)
         if squeeze is not None and squeeze.op_type == "Squeeze" and _squeezed_axes(graph, squeeze) == axes:
             graph.set_input(node, index, squeeze.inputs[0])
