@@ -28,6 +28,7 @@ __all__ = [
 
 DEQUANTIZE, QUANTIZE = "DequantizeLinear", "QuantizeLinear"
 MOVABLE = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
+SLACK = float(np.finfo(np.float32).eps)  # by which a Clip may cut into the quantized range
 RANGES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767)}
 
 
@@ -252,14 +253,14 @@ def implied_by_range(graph: WorkingGraph, node: Node, quantize: Node) -> bool:
     scale, point = graph.scalar(quantize.inputs[1]), zero_point(graph, quantize)
     if scale is None or point is None or point[1] not in RANGES:
         return False
-    least, most = (scale * (bound - point[0]) for bound in RANGES[point[1]])
+    least, most = (float(np.float32(scale * (bound - point[0]))) for bound in RANGES[point[1]])
     if node.op_type == "Relu":
         return point[0] == RANGES[point[1]][0]
     bounds = [_bound(graph, node, index, key) for index, key in ((1, "min"), (2, "max"))]
     if None in bounds:
         return False
     low, high = bounds
-    return low is not None and high is not None and low <= least and high >= most
+    return low is not None and high is not None and max(low - least, most - high) <= SLACK
 
 
 def _bound(graph: WorkingGraph, node: Node, index: int, key: str) -> float | None:
