@@ -1,0 +1,1 @@
+"""Graph to kernels: fusion rules, detection, work, and the numbers that describe a kernel."""

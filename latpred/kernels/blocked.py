@@ -110,7 +110,7 @@ class _Transformer:
         if weights.dtype != "float32" or len(weights.shape) != 4:
             return self.refuse(node, f"its weights are {len(weights.shape)}-D {weights.dtype}, not 4-D float32")
         out_channels, in_channels = weights.shape[:2]
-        groups = int(node.attributes.get("group", 1))  # type: ignore[call-overload]
+        groups = int(node.attributes.get("group", 1))  # type: ignore[arg-type]
         direct = False  # reads the plain layout
         if groups > 1:
             if in_channels == 1 and out_channels == groups:

@@ -1,5 +1,7 @@
 """What goes into a convolution that keeps its plain layout: neighbours folded into weights, bias, pads, epilogue."""
 
+# ruff: noqa: ARG001 - the functions of a table share one signature
+
 from __future__ import annotations
 
 from latpred.kernels.fusion import RuleBook
@@ -103,9 +105,9 @@ def fuse_pads(graph: WorkingGraph, rules: RuleBook) -> None:
         half = len(pads) // 2
         user = users[0]
         own = user.attributes.get("pads")
-        before = own if isinstance(own, tuple) else (0,) * (2 * (half - 2))
         outer = (*pads[2:half], *pads[half + 2 :])
-        user.attributes["pads"] = tuple(int(a) + int(b) for a, b in zip(before, outer, strict=True))
+        before = [int(amount) for amount in own] if isinstance(own, tuple) else [0] * len(outer)
+        user.attributes["pads"] = tuple(a + b for a, b in zip(before, outer, strict=True))
         user.ops = (*pad.ops, *user.ops)
         graph.remark(pad.ops, rule, True, f"became the padding of {user.name}")
         graph.remove(pad)

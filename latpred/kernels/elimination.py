@@ -101,25 +101,22 @@ def _dropout_without_mask(graph: WorkingGraph, node: Node) -> bool:
 
 def _slice_of_everything(graph: WorkingGraph, node: Node) -> bool:
     """Starts at 0, ends at the largest integer, steps by 1; a slice that merely happens to cover all is kept."""
-    if len(node.inputs) < 3:
-        starts, ends, steps = node.attributes.get("starts"), node.attributes.get("ends"), ()
-        if not isinstance(starts, tuple) or not isinstance(ends, tuple):
-            return False
-    else:
-        starts, ends = _values(graph, node.inputs[1]), _values(graph, node.inputs[2])
-        steps = _values(graph, node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] else ()
-        if starts is None or ends is None or steps is None:
-            return False
-    return (
-        all(start == 0 for start in starts)
-        and all(end == INT64_MAX for end in ends)
-        and all(step == 1 for step in steps)
+    wanted = (("starts", 1, 0), ("ends", 2, INT64_MAX), ("steps", 4, 1))
+    return all(
+        values is not None and all(value == expected for value in values)
+        for values, expected in ((_values(graph, node, name, index), expected) for name, index, expected in wanted)
     )
 
 
-def _values(graph: WorkingGraph, name: str) -> tuple[int, ...] | None:
-    value = graph.tensors[name].value if name in graph.tensors else None
-    return None if value is None else tuple(int(x) for x in value.reshape(-1))
+def _values(graph: WorkingGraph, node: Node, attribute: str, index: int) -> list[int] | None:
+    """Integers of an attribute or, in later opsets, a constant input; none where it is left out, None if unknown."""
+    given = node.attributes.get(attribute)
+    if isinstance(given, tuple):
+        return [int(value) for value in given]
+    if len(node.inputs) <= index or not node.inputs[index]:
+        return []
+    value = graph.tensors[node.inputs[index]].value
+    return None if value is None else [int(x) for x in value.reshape(-1)]
 
 
 def _same_shape(graph: WorkingGraph, node: Node) -> bool:

@@ -58,7 +58,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "ReduceProd", "ReduceSum", "ReduceSumSquare", "ArgMax", "ArgMin", "QLinearReduceMean",
     ),
     "global-pool": ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "QLinearGlobalAveragePool"),
-    "pool": ("MaxPool", "AveragePool", "LpPool", "MaxUnpool", "QLinearAveragePool"),
+    "pool": ("MaxPool", "AveragePool", "LpPool", "MaxUnpool", "QLinearAveragePool", "NhwcMaxPool"),
     "resize": ("Resize", "Upsample"),
     "sample": ("GridSample", "AffineGrid", "RoiAlign", "MaxRoiPool"),
     "reorder": ("ReorderInput", "ReorderOutput"),
@@ -140,7 +140,7 @@ KIN: Mapping[str, str] = {
 }
 
 _KIND_OF_OP = {op_type: kind for kind, op_types in KINDS.items() for op_type in op_types}
-_CONVOLUTIONS = ("Conv", "FusedConv")
+_CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv")
 
 
 def kind_of(

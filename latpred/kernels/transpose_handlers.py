@@ -3,6 +3,8 @@
 A handler changes nothing and returns False where the op cannot be rewritten.
 """
 
+# ruff: noqa: ARG001 - the functions of a table share one signature
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -29,11 +31,11 @@ class Handler:
     transposes_outputs: bool = True
 
 
-def _first(graph: WorkingGraph, node: Node) -> list[int]:  # noqa: ARG001
+def _first(graph: WorkingGraph, node: Node) -> list[int]:
     return [0]
 
 
-def _all(graph: WorkingGraph, node: Node) -> list[int]:  # noqa: ARG001
+def _all(graph: WorkingGraph, node: Node) -> list[int]:
     return [index for index, name in enumerate(node.inputs) if name]
 
 

@@ -276,7 +276,7 @@ COUNTED: Mapping[str, Count] = {
     **dict.fromkeys(("ConstantOfShape", "Range"), _sized),
     **dict.fromkeys(("Shape", "Size"), _metadata),
     **dict.fromkeys(("Conv", "FusedConv", "ConvInteger", "NhwcFusedConv"), _convolution(1)),
-    **dict.fromkeys(("QLinearConv", "NhwcQLinearConv"), _convolution(3)),
+    "QLinearConv": _convolution(3),
     **dict.fromkeys(("ConvTranspose", "ConvTransposeWithDynamicPads"), _transposed_convolution),
     "DeformConv": _deformable,
     **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),

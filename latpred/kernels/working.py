@@ -27,6 +27,7 @@ class Node:
     source: Op | None = None  # set where bodies have to be walked
     rank: float = -1.0  # place in the file; the graph gives one where none is set
     age: int = 0  # counts the nodes that were added to a graph
+    captured: tuple[str, ...] = ()  # what its bodies read from around them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,9 @@ class WorkingGraph:
     @classmethod
     def of(cls, graph: Graph) -> WorkingGraph:
         """A rewritable copy; the graph itself is never touched."""
-        captured = dict.fromkeys(name for op in graph.ops for body in op.bodies for name in _captured(body))
-        outputs = (*graph.outputs, *(name for name in captured if name not in graph.outputs))
+        captured = {op.name: tuple(sorted(set().union(*map(_captured, op.bodies)))) for op in graph.ops if op.bodies}
+        kept = dict.fromkeys(name for names in captured.values() for name in names)
+        outputs = (*graph.outputs, *(name for name in kept if name not in graph.outputs))
         working = cls(dict(graph.tensors), graph.inputs, outputs, graph.opsets)
         for op in graph.ops:
             working.add(
@@ -72,6 +74,7 @@ class WorkingGraph:
                     dict(op.attributes),
                     (op.name,),
                     source=op if op.bodies else None,
+                    captured=captured.get(op.name, ()),
                 )
             )
         return working
@@ -250,7 +253,7 @@ class WorkingGraph:
                 continue
             seen.add(node.age)
             stack.append((node, True))
-            before = [producers[name] for name in node.inputs if name in producers]
+            before = [producers[name] for name in (*node.inputs, *node.captured) if name in producers]
             if len(before) > 1:
                 before.sort(key=_age)
             stack += [(other, False) for other in before if other.age not in seen]
