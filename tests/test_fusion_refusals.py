@@ -97,6 +97,16 @@ MISSES = {
         <float[8,16] w, float[4] scale, float[4] bias, float[4] mean, float[4] variance>
         { m = MatMul (x, w)  y = BatchNormalization <epsilon=0.00001> (m, scale, bias, mean, variance) }""",
     ),
+    "slices of every second row that are used elsewhere": (
+        "space-to-depth",
+        "the slices do not take every second row and column, each offset once",
+        """g (float[1,3,8,8] x) => (float[1,12,4,4] y, float[1,3,4,4] z)
+        <int64[2] a = {0,0}, int64[2] b = {0,1}, int64[2] c = {1,0}, int64[2] d = {1,1}, int64[2] axes = {2,3},
+         int64[2] end = {8,8}, int64[2] steps = {2,2}>
+        { p = Slice (x, a, end, axes, steps)  q = Slice (x, b, end, axes, steps)
+          r = Slice (x, c, end, axes, steps)  s = Slice (x, d, end, axes, steps)
+          y = Concat <axis=1> (p, q, r, s)  z = Exp (p) }""",
+    ),
     "a transposed matrix that is read twice": (
         "gemm-transpose",
         "the transposed matrix is used elsewhere too",

@@ -300,6 +300,16 @@ PROBES: Mapping[str, Probe] = {
         ("Split", "Squeeze"),
         ("Gather",),
     ),
+    "space-to-depth": Probe(
+        """g (float[1,3,8,8] x) => (float[1,12,4,4] y)
+        <int64[2] a = {0,0}, int64[2] b = {1,0}, int64[2] c = {0,1}, int64[2] d = {1,1}, int64[2] axes = {2,3},
+         int64[2] end = {9223372036854775807,9223372036854775807}, int64[2] steps = {2,2}>
+        { p = Slice (x, a, end, axes, steps)  q = Slice (x, b, end, axes, steps)
+          r = Slice (x, c, end, axes, steps)  s = Slice (x, d, end, axes, steps)
+          y = Concat <axis=1> (p, q, r, s) }""",
+        ("SpaceToDepth",),
+        ("Slice", "Concat"),
+    ),
     "packed-attention": Probe(
         """g (float[1,32,4,4] x) => (float[1,16,32] y)
         <float[32,96] w, float[32,32] p, float[32] b, float scale = {0.25}, int64[3] map = {1,32,16},

@@ -47,6 +47,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 1", share_subexpressions),
     ("level 1", products.matmul_add),
     ("level 1", rearrangement.reshape_fusion),
+    ("level 1", rearrangement.space_to_depth),
     ("level 1", activations.onnx_gelu),
     ("level 1", normalization.onnx_layer_norm),
     ("level 1", quantization.qdq_propagation),

@@ -1,4 +1,4 @@
-"""Views and selections that the runtime merges: chains of reshapes, gathers and slices that make up a split."""
+"""Views and selections that the runtime merges: chains of reshapes; gathers and slices that make up a whole."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from latpred.kernels.fusion import RuleBook
 from latpred.kernels.products import add_reshape
 from latpred.kernels.working import Node, WorkingGraph
 
-__all__ = ["gather_split", "reshape_fusion"]
+__all__ = ["gather_split", "reshape_fusion", "space_to_depth"]
 
+BLOCK = 2  # the runtime fuses no larger SpaceToDepth
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 
 
@@ -129,3 +130,53 @@ def _split(
     for part, piece in squeezed:
         axes = graph.tensor("axes", (1,), "int64", True, np.array([axis], np.int64))
         graph.add(Node("Squeeze", "", part.name, [piece, axes], list(part.outputs), {}, (), rank=split.rank))
+
+
+def space_to_depth(graph: WorkingGraph, rules: RuleBook) -> None:
+    """Slices that take every second row and column and are joined by channel become one SpaceToDepth.
+
+    Where they are joined in another order than that op has, a Gather puts the channels in place.
+    """
+    rule = "space-to-depth"
+    if not rules.holds(rule):
+        return
+    for concat in graph.of_type("Concat"):
+        parts = [graph.producers.get(name) for name in concat.inputs]
+        slices = [part for part in parts if part is not None and part.op_type == "Slice"]
+        if concat.attributes.get("axis") not in (1, -3) or len(slices) != BLOCK**2 or len(concat.inputs) != BLOCK**2:
+            continue
+        source = slices[0].inputs[0]
+        shape = graph.shape(source)
+        offsets = [_offset(graph, part, source) for part in slices]
+        wanted = [(row, column) for row in range(BLOCK) for column in range(BLOCK)]
+        if len(shape) != 4 or any(dim % BLOCK for dim in shape[2:]) or sorted(filter(None, offsets)) != wanted:
+            graph.remark(concat.ops, rule, False, "the slices do not take every second row and column, each offset once")
+            continue
+        _join(graph, concat, slices, in_order=offsets == wanted)
+        graph.remark(concat.ops, rule, True, "the slices become a SpaceToDepth")
+
+
+def _offset(graph: WorkingGraph, node: Node, source: str) -> tuple[int, int] | None:
+    """First row and column of a Slice over the last two of four axes with steps of 2, to the end; else None."""
+    if node.inputs[0] != source or graph.sole_use(node.outputs[0]) is None or len(node.inputs) < 5:
+        return None
+    values = [graph.tensors[name].value if name else None for name in node.inputs[1:5]]
+    starts, ends, axes, steps = ([int(x) for x in v.reshape(-1)] if v is not None else [] for v in values)
+    if axes != [2, 3] or steps != [BLOCK, BLOCK] or len(starts) != 2:
+        return None
+    if any(end < dim for end, dim in zip(ends, graph.shape(source)[2:], strict=True)):
+        return None
+    return starts[0], starts[1]
+
+
+def _join(graph: WorkingGraph, concat: Node, slices: list[Node], in_order: bool) -> None:
+    source, target = slices[0].inputs[0], concat.outputs[0]
+    dtype = graph.tensors[source].dtype
+    joined = target if in_order else graph.tensor(f"{target}_joined", graph.shape(target), dtype)
+    node = Node("SpaceToDepth", "", concat.name, [source], [joined], {"blocksize": BLOCK}, (), rank=concat.rank)
+    graph.replace([*slices, concat], node)
+    if not in_order:
+        channels = graph.shape(target)[1]
+        order = graph.tensor("channels", (channels,), "int64", True)
+        name = f"{concat.name}/order"
+        graph.add(Node("Gather", "", name, [joined, order], [target], {"axis": 1}, (), rank=concat.rank))
