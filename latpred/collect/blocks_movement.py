@@ -73,7 +73,7 @@ def joins(b: GraphBuilder, limit_s: float) -> None:
         axis = int(b.choose([1, rank - 1, max(0, rank - 2), 0], [5, 3, 2, 0.5]))
         size = x.shape[axis]
         kind = b.choose(
-            ["concat", "split", "slice", "pad", "tile", "expand", "step", "roll"], [6, 4, 4, 2, 0.7, 2, 1.5, 1]
+            ["concat", "split", "slice", "pad", "tile", "expand", "step", "roll"], [6, 4, 4, 2, 0.7, 3, 1.5, 1]
         )
         if kind == "concat":
             others = []
@@ -108,8 +108,18 @@ def joins(b: GraphBuilder, limit_s: float) -> None:
             repeats[axis] = int(b.choose([2, 3]))
             b.op("Tile", x, b.constant(repeats))
         elif kind == "expand":
-            thin = _fresh(b, tuple(1 if i == axis else n for i, n in enumerate(x.shape)))
-            b.op("Expand", thin, b.constant(list(x.shape)))
+            thin = b.choose(
+                [
+                    tuple(1 if i == axis else n for i, n in enumerate(x.shape)),
+                    (*x.shape[:-1], 1),
+                    (*x.shape[:2], *[1] * (rank - 2)),
+                    (x.shape[0], *[1] * (rank - 1)),
+                    (1, *x.shape[1:]),
+                    x.shape[1:],
+                    (1,) * rank,
+                ]
+            )
+            b.op("Neg", b.op("Expand", _fresh(b, thin), b.constant(list(x.shape))))
 
 
 def lookups(b: GraphBuilder, limit_s: float) -> None:

@@ -19,9 +19,10 @@ __all__ = ["EARLY", "Configuration", "configuration", "draw_style"]
 
 TARGET_S = (0.003, 0.06)  # of one inference
 WEIGHT_BYTES = (1e6, 120e6)
-HEAVY_SHARE = 0.4  # of composites that go on until their weights reach a drawn size
-MIXED_SHARE = 0.35  # of composites with sections of several templates
-QUANTIZED_SHARE = 0.2  # of composites whose templates occur quantized
+SINGLE_SHARE = 0.5  # of composites with one section
+MIXED_SHARE = 0.5  # of the others: sections of several templates
+HEAVY_SHARE = 0.6  # of the others: they go on until their weights reach a drawn size
+QUANTIZED_SHARE = 0.22  # of composites whose templates occur quantized
 GOLDEN_RATIO = 0.6180339887498949
 
 # The first composites are mixed, so that even a minute of measuring has seen nearly every kind of kernel.
@@ -50,6 +51,7 @@ class Configuration:
     seed: tuple[int, int]  # of the stream, and the index
     target_s: float  # of one inference, roughly
     weight_bytes: int = 0  # sections are added until the weights reach this, if time allows
+    single: bool = False  # one section and no more: a small network, whose weights may stay in the caches
     quantization: str = "none"  # or "static", "dynamic"
     style: Style = field(default_factory=Style)
 
@@ -59,6 +61,7 @@ class Configuration:
             "index": self.index,
             "templates": list(self.templates),
             "seed": list(self.seed),
+            "single": self.single,
             "quantization": self.quantization,
             "opset": self.style.opset,
         }
@@ -107,6 +110,7 @@ def configuration(seed: int, index: int, weights: Mapping[str, float] | None = N
     target_s = float(np.exp(rng.uniform(*np.log(TARGET_S))))
     heavy = rng.random() < HEAVY_SHARE
     weight_bytes = int(np.exp(rng.uniform(*np.log(WEIGHT_BYTES)))) if heavy else 0
+    single = False
     if index < len(EARLY):
         quantization, templates = EARLY[index]
         weight_bytes = 0
@@ -116,11 +120,13 @@ def configuration(seed: int, index: int, weights: Mapping[str, float] | None = N
         shares = np.cumsum([(weights or {n: TEMPLATES[n].weight for n in names})[n] for n in names])
         shares /= shares[-1]
         lead = (GOLDEN_RATIO * index + GOLDEN_RATIO**2 * seed) % 1.0
-        picks = [lead, *(rng.random(int(rng.integers(1, 4))) if rng.random() < MIXED_SHARE else [])]
+        single = bool(rng.random() < SINGLE_SHARE)
+        mixed = not single and rng.random() < MIXED_SHARE
+        picks = [lead, *(rng.random(int(rng.integers(1, 4))) if mixed else [])]
         templates = tuple(dict.fromkeys(names[int(np.searchsorted(shares, u, side="right"))] for u in picks))
         quantization = "none"
         if rng.random() < QUANTIZED_SHARE and all(TEMPLATES[name].quantizable for name in templates):
             quantization = str(rng.choice(["static", "dynamic"], p=[0.65, 0.35]))
     if quantization != "none":
         style = replace(style, opset=max(13, style.opset))
-    return Configuration(index, templates, (seed, index), target_s, weight_bytes, quantization, style)
+    return Configuration(index, templates, (seed, index), target_s, weight_bytes, single, quantization, style)

@@ -43,22 +43,17 @@ def synthesize(configuration: Configuration) -> Composite:
     """
     rng = np.random.default_rng((*configuration.seed, 1))
     builder = GraphBuilder(rng, configuration.style)
-    mixed = len(configuration.templates) > 1
-    part_s = configuration.target_s / (len(configuration.templates) if mixed else float(rng.choice([1, 1, 2, 3])))
-    for section in range(MAX_SECTIONS):
-        every_once = section >= len(configuration.templates)
+    parts = len(configuration.templates) if len(configuration.templates) > 1 else 1 if configuration.single else 2
+    for section in range(1 if configuration.single else MAX_SECTIONS):
         spent_s = builder.estimated_s
         hungry = builder.weight_bytes < configuration.weight_bytes and spent_s < OVERTIME * configuration.target_s
-        if every_once and not hungry and spent_s > 0.7 * configuration.target_s:
+        if section >= len(configuration.templates) and not hungry and spent_s > 0.7 * configuration.target_s:
             break
-        if (
-            builder.weight_bytes > MAX_WEIGHT_BYTES
-            or len(builder.nodes) > MAX_NODES
-            or spent_s > 3 * configuration.target_s
-        ):
+        too_long = spent_s > 3 * configuration.target_s
+        if builder.weight_bytes > MAX_WEIGHT_BYTES or len(builder.nodes) > MAX_NODES or too_long:
             break
         name = configuration.templates[section % len(configuration.templates)]
-        TEMPLATES[name].build(builder, part_s)
+        TEMPLATES[name].build(builder, configuration.target_s / parts)
     model = builder.model(f"composite_{configuration.index}")
     if configuration.quantization == "static":
         model = quantise_static(model, rng)
