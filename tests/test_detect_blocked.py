@@ -98,6 +98,9 @@ GRAPHS = {
     "from channels last, read twice": """g (float[1,8,8,16] x) => (float[N,M,H,W] y, float[A,B,C,D] z)
         <float[32,16,3,3] w, int32 k = {1}> {
         n = Softmax(x) t = Transpose<perm=[0,3,1,2]>(n) y = Conv(t, w) z = CumSum(t, k) }""",
+    "from channels last to two convolutions": """g (float[1,8,8,16] x) => (float[N,M,H,W] y)
+        <float[32,16,3,3] w, float[32,16,3,3] v> {
+        n = Softmax(x) t = Transpose<perm=[0,3,1,2]>(n) a = Conv(t, w) b = Conv(t, v) y = Sub(a, b) }""",
     "upsample": blocked(
         f'{IN} c = Resize<coordinate_transformation_mode="asymmetric", nearest_mode="floor">(a, , s) y = Conv(c, v)',
         constants=", float[4] s = {1,1,2,2}",

@@ -111,6 +111,12 @@ GRAPHS = {
         y = Cos(c)
         z = Tan(d)
     }""",
+    "equal shapes that are folded are not shared": """g (float[4,8] x, float[1,8] m) => (float[4,8] y) {
+        a = Sin(x) b = Cos(x) n = Neg(m)
+        s = Shape(a) t = Shape(b)
+        c = Expand(n, s) d = Expand(n, t)
+        e = Add(a, c) f = Sub(b, d) y = Mul(e, f)
+    }""",
     "two equal outputs stay two": """g (float[2,8] x) => (float[2,8] y, float[2,8] z) {
         y = Sin(x)
         z = Sin(x)

@@ -58,7 +58,8 @@ class _Transformer:
         self.graph = graph
         self.block = block
         self.blocked: dict[str, _Blocked] = {}  # plain tensor -> its blocks
-        self.reordered: dict[str, tuple[str, Node]] = {}  # plain tensor -> its reordered copy, and who made it
+        self.reordered: dict[str, Node] = {}  # plain tensor -> what reorders it
+        self.read_once: set[str] = set()  # plain tensors that only the node behind their reorder has read
 
     def padded(self, channels: int) -> int:
         return -(-channels // self.block) * self.block
@@ -93,12 +94,14 @@ class _Transformer:
         if known is not None:
             return known.name
         if plain not in self.reordered:
+            if self.plain_uses(plain) == 1:
+                self.read_once.add(plain)
             name = self.blocked_tensor(plain, self.graph.shape(plain)[1])
             reorder = Node("ReorderInput", DOMAIN, f"{node.name}_reorder", [plain], [name], {}, (), rank=node.rank)
             reorder.attributes["channels_last"] = 0
             self.graph.add(reorder)
-            self.reordered[plain] = (name, reorder)
-        return self.reordered[plain][0]
+            self.reordered[plain] = reorder
+        return self.reordered[plain].outputs[0]
 
     # -- entries to the layout ----------------------------------------------------------------------------
 
@@ -329,13 +332,13 @@ class _Transformer:
                 graph.add(
                     Node("ReorderOutput", DOMAIN, f"{plain}_reorder", [source.name], [plain], attributes, (), rank=rank)
                 )
-        for plain, (_, reorder) in self.reordered.items():
+        for plain, reorder in self.reordered.items():
             transpose = graph.producers.get(plain)
             if (
                 transpose is not None
                 and transpose.op_type == "Transpose"
                 and transpose.attributes.get("perm") == TO_CHANNELS_FIRST
-                and graph.sole_use(plain) is reorder
+                and plain in self.read_once
             ):
                 graph.remove(transpose)
                 graph.set_input(reorder, 0, transpose.inputs[0])

@@ -36,6 +36,7 @@ def fold_constants(graph: WorkingGraph, rules: RuleBook) -> None:
         if not _foldable(graph, node):
             continue
         sources = [graph.producers[name] for name in node.inputs if name in graph.producers]
+        graph.folded.update(node.outputs)
         _declare_free(graph, node, rule, "computed when the session starts")
         for source in sources:
             _drop_unread(graph, source)
@@ -158,7 +159,7 @@ NO_OPS = (
 
 
 def share_subexpressions(graph: WorkingGraph, rules: RuleBook) -> None:
-    """Of nodes with the same op, attributes and inputs keep the first; small constants are the same by value."""
+    """Of nodes with the same op, attributes and inputs keep the first; small stored constants are equal by value."""
     rule = "share-subexpressions"
     if not rules.holds(rule):
         return
@@ -183,7 +184,7 @@ def share_subexpressions(graph: WorkingGraph, rules: RuleBook) -> None:
 
 
 def _constant_key(graph: WorkingGraph, number: dict[str, object], name: str) -> object:
-    if not name or not graph.is_constant(name):
+    if not name or name in graph.folded or not graph.is_constant(name):
         return name
     value = graph.tensors[name].value
     if value is None or value.size > SHARED_CONSTANT_ELEMENTS:

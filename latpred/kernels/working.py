@@ -52,6 +52,7 @@ class WorkingGraph:
     uses: dict[str, list[Node]] = field(default_factory=dict)  # one entry a use: a node may stand twice
     free: dict[str, str] = field(default_factory=dict)  # ONNX op name -> why it costs nothing
     remarks: dict[str, list[Remark]] = field(default_factory=dict)  # ONNX op name -> what rules said
+    folded: set[str] = field(default_factory=set)  # constants that the runtime computes, rather than finds stored
     fresh: int = 0
     by_type: dict[str, dict[int, Node]] = field(default_factory=dict)  # op type -> nodes, so that rules need no scan
     order: list[Node] | None = None  # what `in_order` found, until an edge changes
