@@ -150,7 +150,8 @@ def space_to_depth(graph: WorkingGraph, rules: RuleBook) -> None:
         offsets = [_offset(graph, part, source) for part in slices]
         wanted = [(row, column) for row in range(BLOCK) for column in range(BLOCK)]
         if len(shape) != 4 or any(dim % BLOCK for dim in shape[2:]) or sorted(filter(None, offsets)) != wanted:
-            graph.remark(concat.ops, rule, False, "the slices do not take every second row and column, each offset once")
+            reason = "the slices do not take every second row and column, each offset once"
+            graph.remark(concat.ops, rule, False, reason)
             continue
         _join(graph, concat, slices, in_order=offsets == wanted)
         graph.remark(concat.ops, rule, True, "the slices become a SpaceToDepth")
