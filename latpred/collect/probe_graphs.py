@@ -58,6 +58,8 @@ def _weights(value: onnx.ValueInfoProto, rng: np.random.Generator) -> onnx.Tenso
     return numpy_helper.from_array(weights, value.name)
 
 
+_GELU = """g (float[2,8] x) => (float[2,8] y) <float root = {1.41421356}, float one = {1.0}, float half = {0.5}>
+{ d = Div (x, root)  e = Erf (d)  a = Add (e, one)  m = Mul (x, a)  y = Mul (m, half) }"""
 _QDQ_IN = "float s = {0.1}, uint8 z = {128}, float t = {0.2}, uint8 u = {100}"
 _QDQ_CONV = (
     "int8[8,4,3,3] w, float[1] ws = {0.02}, int8[1] wz = {0}, int32[8] b, float[1] bs = {0.002}, int32[1] bz = {0}"
@@ -74,9 +76,7 @@ _QDQ_CONV_OPS = """
 
 PROBES: Mapping[str, Probe] = {
     "eliminate-identity": Probe(
-        "g (float[2,3] x) => (float[2,3] y) { i = Identity (x)  r = Relu (i)  y = Identity (r) }",
-        ("Relu",),
-        ("Identity",),
+        "g (float[2,3] x) => (float[2,3] y) { i = Identity (x)  y = Relu (i) }", ("Relu",), ("Identity",)
     ),
     "eliminate-dropout": Probe(
         "g (float[2,3] x) => (float[2,3] y) { r = Relu (x)  d = Dropout (r)  y = Exp (d) }", ("Relu",), ("Dropout",)
@@ -112,7 +112,7 @@ PROBES: Mapping[str, Probe] = {
         "g (float[2,3] x) => (float[2,3] y) <float[2,3] w> { e = Exp (w)  y = Add (x, e) }", ("Add",), ("Exp",)
     ),
     "share-subexpressions": Probe(
-        """g (float[2,3] x) => (float[2,3] y) { a = Exp (x)  b = Exp (x)  c = Sin (b)  y = Sub (a, c) }""",
+        "g (float[2,3] x) => (float[2,3] y) { a = Exp (x)  b = Exp (x)  c = Sin (b)  y = Sub (a, c) }",
         ("Exp", "Sin", "Sub"),
         exactly=True,
     ),
@@ -243,19 +243,8 @@ PROBES: Mapping[str, Probe] = {
         ("com.microsoft.SkipLayerNormalization",),
         ("Add",),
     ),
-    "gelu": Probe(
-        """g (float[2,8] x) => (float[2,8] y) <float root = {1.41421356}, float one = {1.0}, float half = {0.5}>
-        { d = Div (x, root)  e = Erf (d)  a = Add (e, one)  m = Mul (x, a)  y = Mul (m, half) }""",
-        ("com.microsoft.Gelu",),
-        ("Erf",),
-    ),
-    "gelu-onnx": Probe(
-        """g (float[2,8] x) => (float[2,8] y) <float root = {1.41421356}, float one = {1.0}, float half = {0.5}>
-        { d = Div (x, root)  e = Erf (d)  a = Add (e, one)  m = Mul (x, a)  y = Mul (m, half) }""",
-        ("Gelu",),
-        ("Erf",),
-        opset=20,
-    ),
+    "gelu": Probe(_GELU, ("com.microsoft.Gelu",), ("Erf",)),
+    "gelu-onnx": Probe(_GELU, ("Gelu",), ("Erf",), opset=20),
     "fast-gelu": Probe(
         """g (float[2,8] x) => (float[2,8] y)
         <float three = {3.0}, float c = {0.044715}, float root = {0.79788456}, float one = {1.0}, float half = {0.5}>
