@@ -107,8 +107,8 @@ def _first(graph: WorkingGraph, node: Node) -> list[int]:  # noqa: ARG001
     return [0]
 
 
-def _both(graph: WorkingGraph, node: Node) -> list[int]:
-    return [index for index in (0, 3) if graph.shape(node.inputs[index])]
+def _both(graph: WorkingGraph, node: Node) -> list[int]:  # noqa: ARG001
+    return [0, 3]  # a scalar too: it is given the rank of the other
 
 
 def _every_third(graph: WorkingGraph, node: Node) -> list[int]:  # noqa: ARG001
