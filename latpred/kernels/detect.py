@@ -33,6 +33,7 @@ Pass = Callable[[WorkingGraph, RuleBook], None]
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("level 0", quantization.unique_dq),
     ("level 0", store_constants),
+    ("level 1", drop_no_ops),
     ("level 1", share_subexpressions),
     ("level 1", fold_constants),
     ("level 1", drop_no_ops),
