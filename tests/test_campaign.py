@@ -144,6 +144,20 @@ def test_a_disturbed_minute_is_taken_back_and_measured_again(tmp_path):
     assert sorted(taught) == list(range(len(taught)))
 
 
+def test_a_shaken_measurement_is_repeated_and_the_calmer_one_counts(tmp_path):
+    def shaken_first(model):
+        calm = perfect(model)
+        if len(script.models) > 1:
+            return calm
+        return RunResult((0.010, 0.015, 0.020), calm.kernels)
+
+    dataset = Dataset.create(tmp_path, META)
+    script = Script(answer=shaken_first)
+    campaign(dataset, script, budget_s=100.0, clock=ticking(4.0)).run()
+    assert script.models[0] == script.models[1] != script.models[2]
+    assert next(dataset.records())["latency"]["median_s"] == 0.011
+
+
 def test_a_machine_that_stays_slower_is_followed(tmp_path):
     dataset = Dataset.create(tmp_path, META)
     script = Script([0.002, 0.002, 0.002, 0.003])

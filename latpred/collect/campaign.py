@@ -45,6 +45,8 @@ FIRST_REFERENCES = 3
 REPEAT_EVERY = 20  # composites
 REPEAT_DISTANCE = 10  # composites between a measurement and its repetition, at least
 REMEASURING_LIMIT = 0.25  # of the budget
+UNSTEADY = 0.15  # interquartile range over median of whole-graph latencies
+CALMING_LIMIT = 0.1  # of the budget
 SHORT_BUDGET_S = 150.0
 MOST_SKIPPED = 300  # configurations in a row without a wanted kind
 
@@ -107,6 +109,7 @@ class Campaign:
     fresh: list[tuple[int, Configuration]] = field(default_factory=list)  # measured since: ordinals, configurations
     again: deque[Configuration] = field(default_factory=deque)
     remeasuring_s: float = 0.0
+    calming_s: float = 0.0  # spent on repeating shaken measurements
     ordinal: int = 0  # of the next record
     counts: Counter[str] = field(default_factory=Counter)
     done: list[Configuration] = field(default_factory=list)
@@ -215,7 +218,7 @@ class Campaign:
     ) -> None:
         start_s = self.clock()
         try:
-            result = self.runner.measure(composite.model, self._plan(composite))
+            result = self._steady(composite)
         except MeasurementError as error:
             self._fail(made, error)
             return
@@ -258,6 +261,19 @@ class Campaign:
             self.done.append(made)
             self._adapt_pace(result, composite)
         self._say(f"{'+'.join(made.templates)}, {result.latency_s * 1e3:.1f} ms in {self.clock() - start_s:.1f} s")
+
+    def _steady(self, composite: Composite) -> RunResult:
+        """A measurement; one that something else on the machine shook is repeated once, and the calmer one counts."""
+        plan = self._plan(composite)
+        start_s = self.clock()
+        result = self.runner.measure(composite.model, plan)
+        shaken = result.iqr_s / result.latency_s
+        spent_s = self.clock() - start_s
+        if shaken <= UNSTEADY or self.calming_s + spent_s > CALMING_LIMIT * self.budget_s:
+            return result
+        self.calming_s += spent_s
+        second = self.runner.measure(composite.model, plan)
+        return second if second.iqr_s / second.latency_s < shaken else result
 
     def _adapt_pace(self, result: RunResult, composite: Composite) -> None:
         """Slower machines get smaller composites: halve the target while runs take more than twice the estimate."""

@@ -120,7 +120,11 @@ def quantise_static(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.Mo
                 if index == 2:
                     node.input[index] = _integer_bias(work, tensor, weight_scales)
                 else:
-                    axis = _channel_axis(node) if per_channel else None
+                    axis = (
+                        _channel_axis(node)
+                        if per_channel and (len(tensor.dims) == 2 or node.op_type == "Conv")
+                        else None
+                    )
                     node.input[index], weight_scales = _integer_weight(work, tensor, axis)
             elif (activations is None or index in activations) and _is_float(name, floats, work):
                 node.input[index] = pair(name)

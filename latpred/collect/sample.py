@@ -17,7 +17,7 @@ from latpred.collect.templates import TEMPLATES
 
 __all__ = ["EARLY", "Configuration", "configuration", "draw_style"]
 
-TARGET_S = (0.003, 0.06)  # of one inference
+TARGET_S = (0.0015, 0.06)  # of one inference
 WEIGHT_BYTES = (1e6, 120e6)
 SINGLE_SHARE = 0.5  # of composites with one section
 MIXED_SHARE = 0.5  # of the others: sections of several templates
