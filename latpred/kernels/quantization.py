@@ -108,7 +108,8 @@ def qdq_propagation(graph: WorkingGraph, rules: RuleBook) -> None:
         if zero_point(graph, node) is not None:
             _propagate_up(graph, node)
     for node in graph.of_type(DEQUANTIZE):
-        if zero_point(graph, node) is not None and graph.sole_use(node.outputs[0]) is not None:
+        stored = graph.is_constant(node.inputs[0])
+        if not stored and zero_point(graph, node) is not None and graph.sole_use(node.outputs[0]) is not None:
             _propagate_down(graph, node, node.outputs[0])
 
 
