@@ -272,7 +272,8 @@ def summary_table(summary: Summary) -> str:
         f"{summary.matched_share:.2%} of the profiled time was named by the detector",
     ]
     if summary.noise_floor:
-        floor = ", ".join(f"{what} {share:.1%}" for what, share in summary.noise_floor.items())
-        lines.append(f"noise floor: {floor}")
+        shares = {what: share for what, share in summary.noise_floor.items() if what != "repeats"}
+        floor = ", ".join(f"{what.replace('_', ' ')} {share:.1%}" for what, share in shares.items())
+        lines.append(f"noise floor ({summary.noise_floor['repeats']:.0f} graphs measured twice): {floor}")
     lines += [f"notice: {notice}" for notice in summary.notices]
     return "\n".join(lines)
