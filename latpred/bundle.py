@@ -35,8 +35,9 @@ class KindSummary:
     rows: int
     shapes: int
     share: float  # of the measured time
-    learned: bool  # False: too few shapes for trees, the roofline is scaled by `ratio`
+    learned: bool  # False: too few shapes, the roofline is scaled by `ratio`
     ratio: float  # median of latency over roofline time
+    law: tuple[float, ...]  # factors of the linear law that the trees correct; empty: they correct the roofline
     median_error: float
     mape: float
     roofline_mape: float
@@ -91,7 +92,9 @@ class Manifest:
         try:
             fields = dict(row)
             fields["dtypes"] = tuple(row["dtypes"])
-            fields["kinds"] = {kind: KindSummary(**summary) for kind, summary in row["kinds"].items()}
+            fields["kinds"] = {
+                kind: KindSummary(**{**summary, "law": tuple(summary["law"])}) for kind, summary in row["kinds"].items()
+            }
             fields["between"] = Between(**row["between"])
             fields["calibration"] = Calibration.from_dict(row["calibration"])
             return cls(**fields)

@@ -17,6 +17,7 @@ from latpred.kernels.fusion import RuleBook, default_rules
 from latpred.kernels.kernel import Kernel
 from latpred.kernels.kinds import KIN
 from latpred.kernels.roofline import bounds, roofline_terms
+from latpred.law import law_s, law_terms
 from latpred.prediction import ANALYTICAL, LEARNED, ROOFLINE
 
 __all__ = ["AnalyticalEstimator", "Estimate", "Estimator", "LearnedEstimator", "kernel_key"]
@@ -90,7 +91,7 @@ class _Remembered:
 
 
 class LearnedEstimator(_Remembered):
-    """By a bundle's trees; a kind without any by its own median ratio to the roofline, or its nearest kin's.
+    """By a bundle's trees and laws; a kind without any by its own median ratio to the roofline, or its nearest kin's.
 
     Raises
     ------
@@ -111,19 +112,26 @@ class LearnedEstimator(_Remembered):
         self.between = bundle.manifest.between
         self.calibration = bundle.manifest.calibration
         self._trees = frozenset(bundle.forest.kinds)
+        self._laws = {kind: summary.law for kind, summary in bundle.manifest.kinds.items() if summary.law}
         self._ratios = {kind: summary.ratio for kind, summary in bundle.manifest.kinds.items()}
 
     def _compute(self, kernels: list[Kernel]) -> list[Estimate]:
         rows, terms = features_and_terms(kernels, self.bundle.device)
         roofline_s = terms.total_s
-        learned = [i for i, kernel in enumerate(kernels) if kernel.kind in self._trees]
-        log_ratio = np.zeros(len(kernels))
-        log_ratio[learned] = self.bundle.forest.predict(rows[learned], [kernels[i].kind for i in learned])
+        latency_s = roofline_s.copy()
+        members: dict[str, list[int]] = {}
         for i, kernel in enumerate(kernels):
-            if kernel.kind not in self._trees:
-                log_ratio[i] = np.log(self.ratio_of(kernel.kind)[1])
-        latency_s = roofline_s * np.exp(log_ratio)
-        sources = [LEARNED if kernel.kind in self._trees else ROOFLINE for kernel in kernels]
+            members.setdefault(kernel.kind, []).append(i)
+        of_kernel = law_terms(rows, terms) if not self._laws.keys().isdisjoint(members) else np.zeros((0, 0))
+        for kind, inside in members.items():
+            if kind in self._laws:
+                latency_s[inside] = law_s(self._laws[kind], of_kernel[inside], roofline_s[inside])
+            elif kind not in self._trees:
+                latency_s[inside] *= self.ratio_of(kind)[1]
+        grown = [i for i, kernel in enumerate(kernels) if kernel.kind in self._trees]
+        latency_s[grown] *= np.exp(self.bundle.forest.predict(rows[grown], [kernels[i].kind for i in grown]))
+        learned = self._trees | self._laws.keys()
+        sources = [LEARNED if kernel.kind in learned else ROOFLINE for kernel in kernels]
         columns = zip(latency_s.tolist(), sources, bounds(terms), roofline_s.tolist(), strict=True)
         return [Estimate(*column) for column in columns]
 

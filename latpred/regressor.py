@@ -1,4 +1,4 @@
-"""One LightGBM a kernel kind, on log(latency / roofline time); grouped cross-validation; fallbacks for rare kinds.
+"""One LightGBM a kernel kind, on log(latency / roofline time); grouped cross-validation; laws for rare kinds.
 
 The target is the logarithm of how far a kernel is from its three-level roofline: it hardly grows with size, so that
 trees, which cannot extrapolate, need not. The absolute error of that logarithm is minimised: a disturbed sample pulls
@@ -8,8 +8,8 @@ a median less than a mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,16 @@ from latpred.device import Device
 from latpred.errors import InputError
 from latpred.kernels.features import FEATURES, features_and_terms
 from latpred.kernels.kernel import Kernel
+from latpred.law import fit_law, law_s, law_terms
 
 __all__ = ["FOLDS", "FittedKind", "Samples", "Settings", "fit_kinds"]
 
 Floats = NDArray[np.float64]
 
 FOLDS = 5
-FEWEST_GROUPS = 20  # distinct shapes below which a kind gets no trees, only a ratio
+FEWEST_FOR_TREES = 20  # distinct shapes
+FEWEST_FOR_LAW = 8
+LAW_GAIN = 0.95  # a law is taken where it brings the held-out error down to this share
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,50 @@ class FittedKind:
     rows: int
     groups: int  # distinct shapes
     model: str  # LightGBM text; empty where there were too few shapes for trees
+    law: tuple[float, ...]  # factors of the law that the trees correct; empty: they correct the roofline
     ratio: float  # median of latency over roofline time
     members: NDArray[np.intp]  # rows of the samples that are of this kind
-    held_out_s: Floats  # predictions of those rows by trees that never saw their shapes
+    held_out_s: Floats  # predictions of those rows by regressors that never saw their shapes
     roofline_s: Floats
+
+    @property
+    def learned(self) -> bool:
+        """Whether there is a regressor, by trees or by a law; else only `ratio`."""
+        return bool(self.model or self.law)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """All samples as numbers."""
+
+    rows: NDArray[np.float32]
+    latency_s: Floats
+    roofline_s: Floats
+    law_terms: Floats
+    weight: Floats
+    groups: NDArray[np.intp]
+
+
+class _Task(NamedTuple):
+    kind: str
+    by_law: bool
+    fold: int  # -1: on all rows, for use
+    learn: NDArray[np.intp]
+    test: NDArray[np.intp]
+
+
+class _Fit(NamedTuple):
+    model: str
+    law: tuple[float, ...]
+    ratio: float
+    predicted_s: Floats
 
 
 def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None, jobs: int = 1) -> list[FittedKind]:
     """Fit all kinds, in parallel over kinds and folds.
+
+    Kinds that multiply matrices correct the roofline; of the others, those whose held-out shapes it serves better
+    correct a linear law. Kinds of few shapes have the law alone, or their median ratio to the roofline.
 
     Parameters
     ----------
@@ -110,55 +149,69 @@ def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None
     from joblib import Parallel, delayed
 
     settings = settings or Settings()
+    table = _table(samples, device, settings)
+    kinds = np.array([kernel.kind for kernel in samples.kernels])
+    multiplies = np.array([kernel.work.macs > 0 for kernel in samples.kernels])
+    members_of = {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(kinds.tolist()))}
+    tasks: list[_Task] = []
+    for kind, members in members_of.items():
+        groups = table.groups[members]
+        folds = _folds(groups, settings.seed)
+        lawful = not multiplies[members].any() and len(set(groups.tolist())) >= FEWEST_FOR_LAW
+        for by_law in (False, True)[: 1 + lawful]:
+            tasks += [
+                _Task(kind, by_law, fold, members[folds != fold], members[folds == fold]) for fold in range(-1, FOLDS)
+            ]
+    done = Parallel(n_jobs=jobs)(
+        delayed(_fit)(_part(table, task.learn), _part(table, task.test), task.by_law, settings) for task in tasks
+    )
+    fits = {(task.kind, task.by_law, task.fold): (task, fit) for task, fit in zip(tasks, done, strict=True)}
+    fitted = []
+    for kind, members in members_of.items():
+        held_out_s = {}
+        for by_law in (False, True):
+            if (kind, by_law, -1) in fits:
+                predicted_s = np.zeros(len(kinds))
+                for fold in range(FOLDS):
+                    task, fit = fits[kind, by_law, fold]
+                    predicted_s[task.test] = fit.predicted_s
+                held_out_s[by_law] = predicted_s[members]
+        error = {
+            by_law: float(np.average(np.abs(np.log(s / table.latency_s[members])), weights=table.weight[members]))
+            for by_law, s in held_out_s.items()
+        }
+        by_law = error.get(True, np.inf) < LAW_GAIN * error[False]
+        whole = fits[kind, by_law, -1][1]
+        fitted.append(
+            FittedKind(
+                kind,
+                len(members),
+                len(set(table.groups[members].tolist())),
+                whole.model,
+                whole.law,
+                whole.ratio,
+                members,
+                held_out_s[by_law],
+                table.roofline_s[members],
+            )
+        )
+    return fitted
+
+
+def _table(samples: Samples, device: Device, settings: Settings) -> _Table:
     latency_s = np.asarray(samples.latency_s, np.float64)
     if not len(samples.kernels):
         raise InputError("fitting needs measured kernels; got none: run `latpred collect` first")
     if not (np.isfinite(latency_s).all() and (latency_s > 0).all()):
         raise InputError(f"measured latencies must be positive and finite; least is {latency_s.min()} s")
     rows, terms = features_and_terms(samples.kernels, device)
-    roofline_s = terms.total_s
-    target = np.log(latency_s / roofline_s)
-    tempered = np.asarray(samples.weight) * (latency_s / np.median(latency_s)) ** settings.time_exponent
-    kinds = np.array([kernel.kind for kernel in samples.kernels])
+    weight = np.asarray(samples.weight) * (latency_s / np.median(latency_s)) ** settings.time_exponent
     groups = np.unique(np.array(samples.group), return_inverse=True)[1]
-    tasks: list[tuple[str, NDArray[np.intp], NDArray[np.intp], int]] = []
-    members_of: dict[str, NDArray[np.intp]] = {}
-    for kind in sorted(set(kinds.tolist())):
-        members = np.flatnonzero(kinds == kind)
-        members_of[kind] = members
-        folds = _folds(groups[members], settings.seed)
-        for fold in range(-1, FOLDS):  # -1: on all rows, for use
-            inside = folds != fold
-            tasks.append((kind, members[inside], members[~inside], fold))
+    return _Table(rows, latency_s, terms.total_s, law_terms(rows, terms), weight, groups)
 
-    def run(task: tuple[str, NDArray[np.intp], NDArray[np.intp], int]) -> tuple[str, Floats, float]:
-        _, learn, test, _ = task
-        return _fit(rows[learn], target[learn], tempered[learn], groups[learn], rows[test], settings)
 
-    done = Parallel(n_jobs=jobs)(delayed(run)(task) for task in tasks)
-    fitted = []
-    for kind, members in members_of.items():
-        held_out = np.zeros(len(kinds))
-        for (of_kind, _, test, fold), (text, predicted, ratio) in zip(tasks, done, strict=True):
-            if of_kind != kind:
-                continue
-            if fold == -1:
-                model, whole_ratio = text, ratio
-            else:
-                held_out[test] = predicted
-        fitted.append(
-            FittedKind(
-                kind,
-                len(members),
-                len(set(groups[members].tolist())),
-                model,
-                whole_ratio,
-                members,
-                roofline_s[members] * np.exp(held_out[members]),
-                roofline_s[members],
-            )
-        )
-    return fitted
+def _part(table: _Table, index: NDArray[np.intp]) -> _Table:
+    return _Table(*(getattr(table, field.name)[index] for field in fields(_Table)))
 
 
 def _folds(groups: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
@@ -169,28 +222,33 @@ def _folds(groups: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
     return folds
 
 
-def _fit(rows: NDArray[np.float32], target: Floats, weight: Floats, groups: NDArray[np.intp],
-         test: NDArray[np.float32], settings: Settings) -> tuple[str, Floats, float]:
-    """(text model, predictions of the target for `test`, ratio) of one kind on one set of rows."""
-    if not len(target):
-        return "", np.zeros(len(test)), 1.0
-    median = weighted_median(target, weight)
-    ratio = float(np.exp(median))
-    if len(set(groups.tolist())) < FEWEST_GROUPS:
-        return "", np.full(len(test), median), ratio
+def _fit(learn: _Table, test: _Table, by_law: bool, settings: Settings) -> _Fit:
+    """One kind on one set of rows: the law if asked for, the trees if there are shapes enough."""
+    if not len(learn.latency_s):
+        return _Fit("", (), 1.0, test.roofline_s)
+    ratio = float(np.exp(weighted_median(np.log(learn.latency_s / learn.roofline_s), learn.weight)))
+    base_s, test_base_s = learn.roofline_s, test.roofline_s
+    law: tuple[float, ...] = ()
+    if by_law:
+        law = fit_law(learn.law_terms, learn.latency_s, learn.weight)
+        base_s = law_s(law, learn.law_terms, learn.roofline_s)
+        test_base_s = law_s(law, test.law_terms, test.roofline_s)
+    if len(set(learn.groups.tolist())) < FEWEST_FOR_TREES:
+        return _Fit("", law, ratio, test_base_s if by_law else test_base_s * ratio)
     import lightgbm
 
-    columns = _telling(rows)
+    target = np.log(learn.latency_s / base_s)
+    columns = _telling(learn.rows)
     data = lightgbm.Dataset(
-        rows[:, columns],
+        learn.rows[:, columns],
         target,
-        weight=weight / weight.mean(),
+        weight=learn.weight / learn.weight.mean(),
         feature_name=[FEATURES[i] for i in columns],
         params={"verbose": -1},
     )
-    booster = lightgbm.train({**settings.parameters(len(target))}, data, settings.trees)
-    predicted = np.asarray(booster.predict(test[:, columns])) if len(test) else np.zeros(0)
-    return booster.model_to_string(), predicted, ratio
+    booster = lightgbm.train(settings.parameters(len(target)), data, settings.trees)
+    log_ratio = np.asarray(booster.predict(test.rows[:, columns])) if len(test.rows) else np.zeros(0)
+    return _Fit(booster.model_to_string(), law, ratio, test_base_s * np.exp(log_ratio))
 
 
 def _telling(rows: NDArray[np.float32]) -> list[int]:

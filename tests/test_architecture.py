@@ -16,7 +16,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "device", "tensors"),
     ("reading", "graph", "fingerprint"),
     ("kernels",),
-    ("packing", "store", "metrics", "home", "forest", "analytical", "calibration"),
+    ("packing", "store", "metrics", "home", "forest", "analytical", "calibration", "law"),
     ("collect", "regressor"),
     ("bundle", "prediction", "estimators", "predictor", "fit"),
     ("pipeline",),

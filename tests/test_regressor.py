@@ -10,7 +10,7 @@ from latpred.errors import InputError
 from latpred.forest import Forest
 from latpred.kernels.features import FEATURES, features
 from latpred.kernels.roofline import roofline_s
-from latpred.regressor import FEWEST_GROUPS, Samples, Settings, fit_kinds, weighted_median
+from latpred.regressor import FEWEST_FOR_TREES, Samples, Settings, fit_kinds, weighted_median
 
 FAST = Settings(trees=60, learning_rate=0.15)
 
@@ -55,7 +55,7 @@ def test_a_shape_is_never_on_both_sides() -> None:
 
 
 def test_few_shapes_get_their_median_ratio() -> None:
-    kernels = [relu(8, 8 * i + 8) for i in range(FEWEST_GROUPS - 1)] * 3
+    kernels = [relu(8, 8 * i + 8) for i in range(FEWEST_FOR_TREES - 1)] * 3
     times = np.array([4.0 * roofline_s(k, DEVICE) for k in kernels])
     (kind,) = fit_kinds(Samples(kernels, times, np.ones(len(times)), [str(k.inputs) for k in kernels]), DEVICE)
     assert kind.model == ""

@@ -1,0 +1,122 @@
+"""The law of a kind: latency as a non-negative sum of a launch, traffic, elements and turns of loops.
+
+Where nothing is multiplied, a kernel's time is nearly linear in a handful of counts. Such a law needs few
+measurements, holds beyond the sizes that were measured, and leaves to the trees what it cannot say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latpred.kernels.features import FEATURES
+from latpred.kernels.roofline import Terms
+
+__all__ = ["LAW_TERMS", "fit_law", "law_s", "law_terms"]
+
+Floats = NDArray[np.float64]
+
+# Each in s when its factor is 1: a launch takes 1 us, an element or a turn of a loop 1 ns, traffic its roofline time.
+LAW_TERMS = (
+    "launch", "near", "shared", "off_chip", "elements_in", "elements_out", "rows", "runs", "spans", "scattered",
+)  # fmt: skip
+_LAUNCH_S, _TURN_S = 1e-6, 1e-9
+# What a factor may be at most: a few large samples must not make traffic cost many times its roofline time, or
+# kernels larger than any measured would cost as many times too much.
+_MOST = np.array([30.0, 1.0, 1.0, 1.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0])
+_ELEMENT_BY_ELEMENT = 4  # of the ways of a transpose
+FURTHEST = (0.3, 300.0)  # a law's time stays within these multiples of the roofline time
+ROUNDS, SWEEPS = 8, 60
+
+
+def law_terms(rows: NDArray[np.float32], terms: Terms) -> Floats:
+    """Terms of the law for each kernel, in s.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n, len(FEATURES))
+    terms : Terms
+        Of the same kernels.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, len(LAW_TERMS))
+    """
+
+    def counted(name: str) -> Floats:
+        return np.exp2(np.nan_to_num(rows[:, FEATURES.index(name)].astype(np.float64))) - 1.0
+
+    scattered = rows[:, FEATURES.index("move_way")] == _ELEMENT_BY_ELEMENT
+    elements_out = counted("elements_out")
+    return np.stack(
+        [
+            np.full(len(rows), _LAUNCH_S),
+            terms.near_s,
+            terms.shared_s,
+            terms.off_chip_s,
+            counted("elements_in") * _TURN_S,
+            elements_out * _TURN_S,
+            counted("rows_rows") * _TURN_S,
+            counted("move_runs") * _TURN_S,
+            counted("broadcast_spans") * _TURN_S,
+            np.where(scattered, elements_out, 0.0) * _TURN_S,
+        ],
+        axis=1,
+    )
+
+
+def law_s(factors: Sequence[float], of_kernel: Floats, roofline_s: Floats) -> Floats:
+    """Latency by the law, in s, kept within sight of the roofline.
+
+    Examples
+    --------
+    >>> one_kernel = np.array([[1e-6, 2e-6]])
+    >>> law_s([3.0, 0.5], one_kernel, np.array([1e-6])).tolist()  # 3 us + 1 us
+    [4e-06]
+    """
+    least, most = FURTHEST
+    latency_s: Floats = np.clip(of_kernel @ np.asarray(factors), least * roofline_s, most * roofline_s)
+    return latency_s
+
+
+def fit_law(of_kernel: Floats, latency_s: Floats, weight: Floats) -> tuple[float, ...]:
+    """Non-negative factors that make the law's relative errors small; outliers weigh less (Huber).
+
+    Parameters
+    ----------
+    of_kernel : ndarray, shape (n, terms)
+        As `law_terms` gives them.
+    latency_s, weight : ndarray, shape (n,)
+
+    Examples
+    --------
+    >>> terms = np.array([[1e-6, 1e-6], [1e-6, 5e-6], [1e-6, 9e-6], [1e-6, 20e-6]])
+    >>> [round(factor, 3) for factor in fit_law(terms, terms @ np.array([2.0, 0.7]), np.ones(4))]
+    [2.0, 0.7]
+    """
+    design = of_kernel / latency_s[:, None]
+    scale = np.maximum(design.max(axis=0), 1e-12)
+    design = design / scale
+    most = _MOST[: design.shape[1]] * scale
+    robust = np.ones(len(latency_s))
+    factors = np.zeros(design.shape[1])
+    for _ in range(ROUNDS):
+        weighted = design * (weight * robust)[:, None]
+        factors = _bounded(design.T @ weighted, weighted.sum(axis=0), factors, most)
+        residual = np.abs(design @ factors - 1.0)
+        noise = max(0.02, 1.4826 * float(np.median(residual)))
+        robust = np.minimum(1.0, 1.5 * noise / np.maximum(residual, 1e-12))
+    return tuple((factors / scale).tolist())
+
+
+def _bounded(gram: Floats, right: Floats, start: Floats, most: Floats) -> Floats:
+    """Minimise ``x G x / 2 - r x`` over 0 <= x <= most by coordinate descent."""
+    factors = start.copy()
+    diagonal = np.maximum(np.diag(gram), 1e-12)
+    for _ in range(SWEEPS):
+        for i in range(len(factors)):
+            step = (right[i] - gram[i] @ factors) / diagonal[i]
+            factors[i] = min(max(0.0, factors[i] + step), most[i])
+    return factors
