@@ -170,6 +170,14 @@ def test_chains_of_any_width(
     assert launches(detect(read(model), rules)) == executed(model, tmp_path)
 
 
+@pytest.mark.parametrize("op", ["Upsample", "Resize"])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resizing_before_opset_11(op: str, mode: str, rules: RuleBook, tmp_path: Path) -> None:
+    body = f'{IN} c = {op}<mode="{mode}">(a, s) y = Conv(c, v)'
+    model = graph(blocked(body, constants=", float[4] s = {1,1,2,2}"), opset=9 if op == "Upsample" else 10)
+    assert launches(detect(read(model), rules)) == executed(model, tmp_path)
+
+
 def test_padded_channels_are_work() -> None:
     kernels = detect(read(graph(GRAPHS["20 input channels are padded"])), default_rules()).kernels
     conv = next(kernel for kernel in kernels if kernel.op_type == "Conv")

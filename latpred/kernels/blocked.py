@@ -356,8 +356,8 @@ def _resize_refusal(graph: WorkingGraph, node: Node) -> str:
     if len(before) != 4 or before[:2] != after[:2] or any(b % a for a, b in zip(before, after, strict=True)):
         return "only height and width by whole factors are resized on blocks"
     mode = node.attributes.get("mode", "nearest")
-    if node.op_type == "Upsample":
-        return "" if mode == "nearest" else f"mode {mode} of Upsample is not done on blocks"
+    if graph.opsets.get("", 11) < 11:  # before opset 11 there was one way to place and to round
+        return "" if mode in ("nearest", "linear") else f"mode {mode} is not done on blocks"
     place = node.attributes.get("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
         rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
