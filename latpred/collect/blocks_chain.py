@@ -23,7 +23,7 @@ STEP_KINDS = (
     ("pointwise", 9),
     ("dense", 5),
     ("depthwise", 3.5),
-    ("grouped", 2.5),
+    ("grouped", 4),
     ("shrinking", 2),
     ("large", 0.7),
     ("flat", 0.7),

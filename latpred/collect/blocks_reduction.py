@@ -6,7 +6,7 @@ from latpred.collect.blocks_elementwise import STEPS, draw_shape
 from latpred.collect.graph_builder import GraphBuilder
 from latpred.collect.layers import batch_norm, layer_norm, reduce, rms_norm
 
-__all__ = ["reductions"]
+__all__ = ["contractions", "norms", "reductions"]
 
 
 def _axes(b: GraphBuilder, rank: int) -> list[int]:
@@ -107,3 +107,42 @@ def _einsum(b: GraphBuilder) -> None:
     )
     other = b.op("Neg", b.input(right)) if b.chance(0.6) else b.weight(right, 0.1)
     b.op("Einsum", b.op("Neg", b.input(left)), other, equation=equation)
+
+
+def contractions(b: GraphBuilder, limit_s: float) -> None:
+    """Einsum of every kind, one after another."""
+    start_s = b.estimated_s
+    for _ in range(10):
+        if b.estimated_s - start_s > limit_s:
+            return
+        b.scope = "contractions"
+        _einsum(b)
+        b.op("Neg", b.input(draw_shape(b, 3)))
+
+
+def norms(b: GraphBuilder, limit_s: float) -> None:
+    """Norms that stand alone: over batches, instances, groups, channels, of rows, volumes and images."""
+    start_s = b.estimated_s
+    for _ in range(12):
+        if b.estimated_s - start_s > limit_s:
+            return
+        b.scope = "norms"
+        x = b.op("Neg", b.input(draw_shape(b, int(b.choose([2, 3, 4, 5], [1, 2, 5, 0.5])))))
+        kind = b.choose(["batch", "instance", "group", "layer", "local", "length"], [4, 3, 3, 2, 0.5, 1])
+        channels = x.shape[1]
+        if kind == "batch" or (kind in ("instance", "group", "local") and len(x.shape) < 3):
+            y = batch_norm(b, x)
+        elif kind == "instance":
+            y = b.op("InstanceNormalization", x, b.weight((channels,), 0.1, 1.0), b.weight((channels,), 0.1))
+        elif kind == "group":
+            groups = int(b.choose([n for n in (1, 4, 8, 16, 32) if channels % n == 0]))
+            rows = b.op("Reshape", x, b.constant([x.shape[0], groups, -1]))
+            y = b.op("InstanceNormalization", rows, b.weight((groups,), 0.0, 1.0), b.weight((groups,), 0.0))
+        elif kind == "layer":
+            y = layer_norm(b, x)
+        elif kind == "local" and len(x.shape) == 4:
+            y = b.op("LRN", x, size=5)
+        else:
+            length = reduce(b, "ReduceL2", x, [int(b.choose([1, len(x.shape) - 1]))])
+            y = b.op("Div", x, b.op("Add", length, 1e-3))
+        b.op("Sigmoid", y)

@@ -54,6 +54,15 @@ GATES_OUTPUTS = {"LSTM": 3, "GRU": 2, "RNN": 2}
 
 
 def recurrent_network(b: GraphBuilder, limit_s: float) -> None:
+    """One to four small recurrent networks, of different kinds."""
+    start_s = b.estimated_s
+    for _ in range(int(b.choose([1, 2, 4]))):
+        if b.estimated_s - start_s > limit_s:
+            return
+        _recurrent(b, limit_s / 2)
+
+
+def _recurrent(b: GraphBuilder, limit_s: float) -> None:
     """Embeddings or features -> one to three recurrent layers -> classifier."""
     kind = b.choose(["LSTM", "GRU", "RNN"], [5, 3, 1])
     batch = int(b.choose([1, 2, 4, 8, 16], [8, 1, 1, 1, 0.5]))

@@ -28,11 +28,11 @@ GOLDEN_RATIO = 0.6180339887498949
 # The first composites are mixed, so that even a minute of measuring has seen nearly every kind of kernel.
 EARLY: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("none", ("classic", "elementwise", "resampling", "products")),
-    ("none", ("language_model", "joins", "reductions", "convolutions")),
+    ("none", ("language_model", "joins", "reductions", "convolutions", "contractions")),
     ("none", ("mobile", "broadcasts", "transposes", "recurrent", "convolution_chain")),
     ("static", ("classic", "mobile", "vision_transformer")),
     ("none", ("hybrid", "dense_layers", "lookups", "detector", "linear_chain")),
-    ("none", ("vision_transformer", "pyramid", "conversions", "temporal")),
+    ("none", ("vision_transformer", "pyramid", "conversions", "temporal", "norms")),
     ("dynamic", ("language_model", "vision_transformer", "dense_layers")),
     ("none", ("mobile", "speech", "volume", "generator")),
     ("none", ("classic", "mixer", "decoder", "super_resolution")),

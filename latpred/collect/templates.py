@@ -59,6 +59,8 @@ TEMPLATES: dict[str, Template] = {
     "elementwise": Template(blocks_elementwise.elementwise, 5),
     "broadcasts": Template(blocks_elementwise.broadcasts, 5),
     "reductions": Template(blocks_reduction.reductions, 5),
+    "contractions": Template(blocks_reduction.contractions, 1.5, quantizable=False),
+    "norms": Template(blocks_reduction.norms, 2.5, quantizable=False),
     "conversions": Template(blocks_elementwise.conversions, 1.5, quantizable=False),
     "transposes": Template(blocks_movement.transposes, 4),
     "joins": Template(blocks_movement.joins, 4),
