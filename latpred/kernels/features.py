@@ -29,6 +29,7 @@ Columns = Mapping[str, Floats]
 FILTER_BLOCKS = 4  # blocks of filters that a blocked convolution computes together
 PIXELS = 6  # output pixels that a blocked convolution computes together
 PRODUCT_ROWS = 12  # rows that a matrix product computes together
+PAGE_BYTES = 4096  # strides that this divides fall into the same sets of a first-level cache
 
 # Cost order of what is applied to an element, cheapest first; the rank is a feature.
 OP_ORDER = (
@@ -107,6 +108,12 @@ def _ratio(values: Floats, size: float) -> Floats:
     return np.log2(np.maximum(values, 1.0) / size)
 
 
+def _alignment(elements: Floats, item_bytes: float = 4.0) -> Floats:
+    """Largest power of two up to a page that divides a stride, as a logarithm; 12 where rows share their cache sets."""
+    strides = np.nan_to_num(np.maximum(elements, 1.0) * item_bytes).astype(np.int64)
+    return np.log2(np.gcd(strides, PAGE_BYTES))
+
+
 # -- what the runtime's blocking makes of each view ------------------------------------------------------------------
 
 
@@ -144,6 +151,8 @@ def _window(raw: Columns, device: Device) -> dict[str, Floats]:
         "image_in_near": _ratio(4.0 * raw["channels_in"] * pixels_in, near.size_bytes),
         "patches_in_shared": _ratio(4.0 * depth_in * taps * pixels_out, shared.size_bytes),
         "padded": raw["pad_height"] + raw["pad_width"],
+        "plane_alignment": _alignment(pixels_in * lanes),
+        "row_alignment": _alignment(raw["width_in"] * lanes),
         "depth_ratio": np.log2(np.maximum(depth_out, 1) / np.maximum(depth_in, 1)),
     }
 
@@ -169,6 +178,9 @@ def _product(raw: Columns, device: Device) -> dict[str, Floats]:
         "m_over_n": np.log2(np.maximum(m, 1) / np.maximum(n, 1)),
         "m_over_k": np.log2(np.maximum(m, 1) / np.maximum(k, 1)),
         "packing_share": np.where(raw["constant_b"] > 0, 0.0, 1.0 / np.maximum(m, 1)),
+        "alignment_m": _alignment(m),
+        "alignment_n": _alignment(n),
+        "alignment_k": _alignment(k),
         "intensity": m * n * k / np.maximum(m * k + k * n + m * n, 1),
     }
 
@@ -187,6 +199,7 @@ def _rows(raw: Columns, device: Device) -> dict[str, Floats]:
     return {
         "filled_row_length": _filled(raw["row_length"], lanes),
         "filled_inner_run": _filled(raw["inner_run"], lanes),
+        "inner_alignment": _alignment(raw["inner_run"]),
         "row_cells": raw["rows"] * raw["row_length"],
     }
 
@@ -196,6 +209,8 @@ def _move(raw: Columns, device: Device) -> dict[str, Floats]:
     return {
         "filled_run": _filled(raw["run"], lanes),
         "filled_inner_out": _filled(raw["inner_out"], lanes),
+        "stride_alignment": _alignment(raw["stride_of_inner"]),
+        "inner_out_alignment": _alignment(raw["inner_out"]),
         "stride_in_near": _ratio(4.0 * raw["stride_of_inner"] * raw["inner_out"], device.levels[0].size_bytes),
     }
 
