@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple
+from functools import lru_cache
 from typing import Any
 
-from latpred.graph import Spec
+from latpred.graph import AttributeValue, Spec
 from latpred.kernels.kernel import Context, Kernel, Work
 from latpred.kernels.work import COUNTED, traffic_of, work_of
 
@@ -34,11 +35,13 @@ def signature(kernel: Kernel) -> str:
     )
 
 
+@lru_cache(maxsize=1 << 16)
 def _pack_spec(spec: Spec) -> str:
     """A spec as ``float32:1x3x8x8``, with ``!`` behind a constant."""
     return f"{spec.dtype}:{'x'.join(map(str, spec.shape))}{'!' if spec.constant else ''}"
 
 
+@lru_cache(maxsize=1 << 16)
 def _unpack_spec(text: str) -> Spec:
     dtype, _, shape = text.partition(":")
     constant = shape.endswith("!")
@@ -69,7 +72,8 @@ def pack_kernel(kernel: Kernel) -> dict[str, Any]:
         row["attributes"] = {k: list(v) if isinstance(v, tuple) else v for k, v in kernel.attributes.items()}
     if kernel.epilogue:
         row["epilogue"] = list(kernel.epilogue)
-    if kernel.work != _work(kernel):
+    derived = _work(kernel.op_type, kernel.domain, kernel.inputs, kernel.outputs, kernel.attributes, kernel.epilogue)
+    if kernel.work != derived:
         row["work"] = list(astuple(kernel.work))
     if kernel.context != Context():
         row["context"] = list(astuple(kernel.context))
@@ -80,24 +84,34 @@ def pack_kernel(kernel: Kernel) -> dict[str, Any]:
 
 def unpack_kernel(row: Mapping[str, Any]) -> Kernel:
     """The kernel that `pack_kernel` packed; further keys of the row are passed over."""
-    kernel = Kernel(
+    inputs, outputs = tuple(map(_unpack_spec, row["inputs"])), tuple(map(_unpack_spec, row["outputs"]))
+    attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in row.get("attributes", {}).items()}
+    op_type, domain, epilogue = row["op_type"], row.get("domain", ""), tuple(row.get("epilogue", ()))
+    return Kernel(
         kind=row["kind"],
-        op_type=row["op_type"],
-        domain=row.get("domain", ""),
+        op_type=op_type,
+        domain=domain,
         name=row["name"],
         ops=tuple(row.get("ops", (row["name"],))),
-        inputs=tuple(map(_unpack_spec, row["inputs"])),
-        outputs=tuple(map(_unpack_spec, row["outputs"])),
-        attributes={k: tuple(v) if isinstance(v, list) else v for k, v in row.get("attributes", {}).items()},
-        epilogue=tuple(row.get("epilogue", ())),
+        inputs=inputs,
+        outputs=outputs,
+        attributes=attributes,
+        epilogue=epilogue,
+        work=Work(*row["work"]) if "work" in row else _work(op_type, domain, inputs, outputs, attributes, epilogue),
         context=Context(*row.get("context", ())),
         repeat=row.get("repeat", 1),
     )
-    return replace(kernel, work=Work(*row["work"]) if "work" in row else _work(kernel))
 
 
-def _work(kernel: Kernel) -> Work:
+def _work(
+    op_type: str,
+    domain: str,
+    inputs: tuple[Spec, ...],
+    outputs: tuple[Spec, ...],
+    attributes: Mapping[str, AttributeValue],
+    epilogue: tuple[str, ...],
+) -> Work:
     """The work that follows from all the rest of a kernel, so that it need not be stored."""
-    if kernel.op_type not in COUNTED:
-        return traffic_of(kernel.inputs, kernel.outputs)
-    return work_of(kernel.op_type, kernel.domain, kernel.inputs, kernel.outputs, kernel.attributes, kernel.epilogue)
+    if op_type not in COUNTED:
+        return traffic_of(inputs, outputs)
+    return work_of(op_type, domain, inputs, outputs, attributes, epilogue)
