@@ -5,7 +5,7 @@ Layers take and give [batch, tokens, width].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -16,6 +16,7 @@ from latpred.collect.layers import (
     convolution,
     layer_norm,
     linear,
+    reduce,
     reshape,
     rms_norm,
     split,
@@ -130,9 +131,8 @@ def attend(b: GraphBuilder, query: Value, key: Value, value: Value, a: Attention
     return b.op("MatMul", b.op("Softmax", scores, axis=-1 if b.style.opset >= 13 else 3), value)
 
 
-def _rotate(b: GraphBuilder, x: Value, transposed: bool = False) -> Value:
+def _rotate(b: GraphBuilder, x: Value) -> Value:
     """Rotary positions on [batch, heads, tokens, d]: x * cos + rotate_half(x) * sin."""
-    del transposed
     tokens, width = x.shape[-2:]
     angles = np.outer(np.arange(tokens), 10000.0 ** (-np.arange(0, width, 2) / width))
     angles = np.concatenate([angles, angles], -1)[None, None].astype(np.float32)
@@ -191,8 +191,6 @@ def cross_attention(b: GraphBuilder, x: Value, memory: Value, a: Attention) -> V
     query = split_heads(b, linear(b, x, a.width, a.qkv_bias), a.heads)
     key = split_heads(b, linear(b, memory, a.width, a.qkv_bias), a.heads, True)
     value = split_heads(b, linear(b, memory, a.width, a.qkv_bias), a.heads)
-    from dataclasses import replace
-
     y = attend(b, query, key, value, replace(a, mask="none"))
     return linear(b, merge_heads(b, y), x.shape[-1], a.qkv_bias)
 
@@ -320,21 +318,14 @@ def vision_transformer(b: GraphBuilder, limit_s: float) -> None:
         x = encoder_layer(b, x, a, bias)
     b.scope = "head"
     x = _norm(b, x, a)
-    pooled = (
-        b.op("Gather", x, b.constant(0), axis=1)
-        if extra and b.chance(0.7)
-        else (
-            squeeze(b, window_slice(b, x, 1, 0, 1), [1])
-            if b.chance(0.3)
-            else b.op("ReduceMax", x, axes=[1], keepdims=0)
-            if b.style.opset < 18 and b.chance(0.2)
-            else _mean_tokens(b, x)
-        )
-    )
-    linear(b, pooled, int(b.choose([10, 100, 1000])))
+    linear(b, _pooled(b, x, extra > 0), int(b.choose([10, 100, 1000])))
 
 
-def _mean_tokens(b: GraphBuilder, x: Value) -> Value:
-    from latpred.collect.layers import reduce
-
-    return reduce(b, "ReduceMean", x, [1], keepdims=False)
+def _pooled(b: GraphBuilder, x: Value, has_class: bool) -> Value:
+    """One row a picture: the class token's, the first, or the mean or largest over all."""
+    kind = b.choose(["gather", "slice", "mean", "max"], [7, 1, 2, 0.3] if has_class else [0, 1, 3, 0.3])
+    if kind == "gather":
+        return b.op("Gather", x, b.constant(0), axis=1)
+    if kind == "slice":
+        return squeeze(b, window_slice(b, x, 1, 0, 1), [1])
+    return reduce(b, {"mean": "ReduceMean", "max": "ReduceMax"}[kind], x, [1], keepdims=False)

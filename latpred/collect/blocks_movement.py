@@ -12,6 +12,7 @@ from latpred.collect.layers import convolution, pool, reshape, resize, split, tr
 
 __all__ = ["joins", "lookups", "resampling", "transposes"]
 
+MAX_IMAGE = 1 << 20  # elements
 PERMUTATIONS: dict[int, tuple[tuple[tuple[int, ...], float], ...]] = {
     2: (((1, 0), 1),),
     3: (((0, 2, 1), 6), ((1, 0, 2), 2), ((2, 0, 1), 0.7), ((1, 2, 0), 0.5), ((2, 1, 0), 0.2)),
@@ -268,6 +269,3 @@ def resampling(b: GraphBuilder, limit_s: float) -> None:
             y = unsqueeze(b, unsqueeze(b, x, [3]), [5])
             y = b.op("Expand", y, b.constant([batch, x.shape[1], side, 2, side, 2]))
             reshape(b, y, (batch, x.shape[1], 2 * side, 2 * side))
-
-
-MAX_IMAGE = 1 << 20

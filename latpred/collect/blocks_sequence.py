@@ -24,6 +24,7 @@ from latpred.collect.layers import (
 __all__ = ["recurrent_network", "speech_network", "temporal_network"]
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+OUTPUTS = {"LSTM": 3, "GRU": 2, "RNN": 2}
 
 
 def recurrent_layer(b: GraphBuilder, x: Value, kind: str, hidden: int, directions: int) -> Value:
@@ -45,12 +46,9 @@ def recurrent_layer(b: GraphBuilder, x: Value, kind: str, hidden: int, direction
         attributes["direction"] = "bidirectional"
     if kind == "GRU":
         attributes["linear_before_reset"] = int(b.chance(0.9))
-    outputs = b.multi(kind, x, *operands, outputs=GATES_OUTPUTS[kind], **attributes)
+    outputs = b.multi(kind, x, *operands, outputs=OUTPUTS[kind], **attributes)
     y = transpose(b, outputs[0], (0, 2, 1, 3))
     return reshape(b, y, (steps, batch, directions * hidden)) if directions == 2 else squeeze(b, outputs[0], [1])
-
-
-GATES_OUTPUTS = {"LSTM": 3, "GRU": 2, "RNN": 2}
 
 
 def recurrent_network(b: GraphBuilder, limit_s: float) -> None:
