@@ -118,7 +118,7 @@ def _pads(graph: WorkingGraph, pad: Node) -> tuple[int, ...] | None:
     if len(pad.inputs) < 2:
         own = pad.attributes.get("pads")
         return tuple(int(x) for x in own) if isinstance(own, tuple) else None
-    value = graph.tensors[pad.inputs[1]].value
+    value = graph.tensors[pad.inputs[1]].value if graph.is_constant(pad.inputs[1]) else None
     return None if value is None else tuple(int(x) for x in value.reshape(-1))
 
 
@@ -133,7 +133,7 @@ def _pad_refusal(graph: WorkingGraph, pad: Node, users: list[Node]) -> str:
     if len(pad.inputs) > 2:
         if not pad.inputs[2]:
             return "its value is an input that is left out"
-        if graph.scalar(pad.inputs[2]) != 0:
+        if not graph.is_constant(pad.inputs[2]) or graph.scalar(pad.inputs[2]) != 0:
             return "its value is not zero"
     elif pad.attributes.get("value", 0) != 0:
         return "its value is not zero"

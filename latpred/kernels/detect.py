@@ -1,6 +1,6 @@
 """Graph -> kernels: rewrites the graph as the runtime's optimiser would, then names what is left.
 
-`PASSES` is the optimiser's own order. A pass reads its rules from the book, rewrites the working graph in place,
+`STAGES` is the optimiser's own order. A pass reads its rules from the book, rewrites the working graph in place,
 and leaves remarks on the ops that it took or, where that is of interest, left alone.
 """
 
@@ -24,75 +24,84 @@ from latpred.kernels.transposes import push_transposes, push_transposes_on_cpu
 from latpred.kernels.work import ABSENT, COUNTED, FREE, traffic_of, work_of
 from latpred.kernels.working import Node, Remark, WorkingGraph
 
-__all__ = ["PASSES", "Detection", "detect"]
+__all__ = ["STAGES", "Detection", "Stage", "detect"]
 
 Pass = Callable[[WorkingGraph, RuleBook], None]
 
-# In ONNX Runtime's order: rewrites that hold for any provider, functions without a kernel inlined, fusions for the
-# CPU provider, layout. What it repeats until nothing changes stands here as often as networks need it.
-PASSES: tuple[tuple[str, Pass], ...] = (
-    ("level 0", quantization.unique_dq),
-    ("level 0", store_constants),
-    ("level 1", drop_no_ops),
-    ("level 1", share_subexpressions),
-    ("level 1", fold_constants),
-    ("level 1", drop_no_ops),
-    ("level 1", activations.algebra),
-    ("level 1", activations.relu_clip),
-    ("level 1", products.gemm_sum),
-    ("level 1", products.gemm_transpose),
-    ("level 1", fuse_conv_weights),
-    ("level 1", fuse_pads),
-    ("level 1", products.matmul_bn),
-    ("level 1", quantization.double_qdq),
-    ("level 1", share_subexpressions),
-    ("level 1", products.matmul_add),
-    ("level 1", rearrangement.reshape_fusion),
-    ("level 1", rearrangement.space_to_depth),
-    ("level 1", activations.onnx_gelu),
-    ("level 1", normalization.onnx_layer_norm),
-    ("level 1", quantization.qdq_propagation),
-    ("level 1", quantization.weight_bias_quantization),
-    ("level 1", quantization.unique_dq),
-    ("level 1", products.gemm_transpose),
-    ("level 1", push_transposes),
-    ("level 1", fold_constants),
-    ("level 1", rearrangement.reshape_fusion),
-    ("level 1", push_transposes),
-    ("level 1", fold_constants),
-    ("level 1", quantization.qdq_propagation),
-    ("level 1", quantization.unique_dq),
-    ("functions", inline_functions),
-    ("level 2", push_transposes_on_cpu),
-    ("level 2", quantization.requantize_transposed),
-    ("level 2", quantization.clip_quantize),
-    ("level 2", quantization.signed_to_unsigned),
-    ("level 2", integer_kernels.qdq_kernels),
-    ("level 2", products.gemm_activation),
-    ("level 2", integer_kernels.matmul_integer_to_float),
-    ("level 2", integer_kernels.dynamic_quantize_matmul),
-    ("level 2", fuse_conv_activation),
-    ("level 2", activations.gelu),
-    ("level 2", normalization.layer_norm),
-    ("level 2", normalization.simplified_layer_norm),
-    ("level 2", packed_attention),
-    ("level 2", rearrangement.gather_split),
-    ("level 2", products.matmul_transpose),
-    ("level 2", activations.bias_gelu),
-    ("level 2", products.matmul_add_in_attention),
-    ("level 2", normalization.skip_layer_norm),
-    ("level 2", normalization.bias_skip_layer_norm),
-    ("level 2", activations.fast_gelu),
-    ("level 2", activations.quick_gelu),
-    ("level 2", products.matmul_scale),
-    ("level 2", quantization.qdq_cleanup),
-    ("level 2", activations.gelu),
-    ("level 2", products.matmul_transpose),
-    ("level 2", activations.bias_gelu),
-    ("level 2", products.matmul_scale),
-    ("layout", block_channels),
-    ("layout", channels_last),
-    ("layout", fuse_conv_add_activation),
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Passes that run one after the other."""
+
+    name: str
+    passes: tuple[Pass, ...]
+    rounds: int = 1
+
+
+# The stages of ONNX Runtime's optimiser and the passes of each, in its order. A stage is repeated while its passes
+# change something, as often as `rounds` allows.
+STAGES: tuple[Stage, ...] = (
+    Stage("load", (quantization.unique_dq, store_constants)),
+    Stage(
+        "any provider",
+        (
+            drop_no_ops,
+            activations.algebra,
+            activations.relu_clip,
+            products.gemm_sum,
+            products.gemm_transpose,
+            fuse_conv_weights,
+            fuse_pads,
+            products.matmul_bn,
+            quantization.double_qdq,
+            share_subexpressions,
+            fold_constants,
+            products.matmul_add,
+            rearrangement.reshape_fusion,
+            rearrangement.space_to_depth,
+            activations.onnx_gelu,
+            normalization.onnx_layer_norm,
+            quantization.qdq_propagation,
+            quantization.weight_bias_quantization,
+            quantization.unique_dq,
+            push_transposes,
+        ),
+        rounds=10,
+    ),
+    Stage("functions", (inline_functions,)),
+    Stage(
+        "CPU provider",
+        (
+            push_transposes_on_cpu,
+            quantization.requantize_transposed,
+            quantization.clip_quantize,
+            quantization.signed_to_unsigned,
+            integer_kernels.qdq_kernels,
+            products.gemm_activation,
+            integer_kernels.matmul_integer_to_float,
+            integer_kernels.dynamic_quantize_matmul,
+            fuse_conv_activation,
+            activations.gelu,
+            normalization.layer_norm,
+            normalization.simplified_layer_norm,
+            packed_attention,
+            rearrangement.gather_split,
+            products.matmul_transpose,
+            activations.bias_gelu,
+            products.matmul_add_in_attention,
+            normalization.skip_layer_norm,
+            normalization.bias_skip_layer_norm,
+            activations.fast_gelu,
+            activations.quick_gelu,
+            products.matmul_scale,
+            quantization.qdq_cleanup,
+            activations.gelu,
+            products.matmul_transpose,
+            activations.bias_gelu,
+            products.matmul_scale,
+        ),
+    ),
+    Stage("layout", (block_channels, channels_last, fuse_conv_add_activation)),
 )
 
 
@@ -157,8 +166,13 @@ class _Launch:
 def _walk(graph: Graph, rules: RuleBook, scope: str, repeat: int) -> tuple[list[_Launch], Detection]:
     """Launches of a graph and of the bodies inside, and what is to be said about them."""
     working = WorkingGraph.of(graph)
-    for _, rewrite in PASSES:
-        rewrite(working, rules)
+    for stage in STAGES:
+        for _ in range(stage.rounds):
+            before = working.edits
+            for rewrite in stage.passes:
+                rewrite(working, rules)
+            if working.edits == before:
+                break
     launches: list[_Launch] = []
     free = dict(working.free)
     remarks = dict(working.remarks)

@@ -36,7 +36,7 @@ def fold_constants(graph: WorkingGraph, rules: RuleBook) -> None:
         if not _foldable(graph, node):
             continue
         sources = [graph.producers[name] for name in node.inputs if name in graph.producers]
-        graph.folded.update(node.outputs)
+        graph.derived.update(node.outputs)
         _declare_free(graph, node, rule, "computed when the session starts")
         for source in sources:
             _drop_unread(graph, source)
@@ -116,7 +116,8 @@ def _values(graph: WorkingGraph, node: Node, attribute: str, index: int) -> list
         return [int(value) for value in given]
     if len(node.inputs) <= index or not node.inputs[index]:
         return []
-    value = graph.tensors[node.inputs[index]].value
+    name = node.inputs[index]
+    value = graph.tensors[name].value if graph.is_constant(name) else None
     return None if value is None else [int(x) for x in value.reshape(-1)]
 
 
@@ -184,7 +185,7 @@ def share_subexpressions(graph: WorkingGraph, rules: RuleBook) -> None:
 
 
 def _constant_key(graph: WorkingGraph, number: dict[str, object], name: str) -> object:
-    if not name or name in graph.folded or not graph.is_constant(name):
+    if not name or name in graph.derived or not graph.is_constant(name):
         return name
     value = graph.tensors[name].value
     if value is None or value.size > SHARED_CONSTANT_ELEMENTS:

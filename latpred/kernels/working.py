@@ -52,10 +52,11 @@ class WorkingGraph:
     uses: dict[str, list[Node]] = field(default_factory=dict)  # one entry a use: a node may stand twice
     free: dict[str, str] = field(default_factory=dict)  # ONNX op name -> why it costs nothing
     remarks: dict[str, list[Remark]] = field(default_factory=dict)  # ONNX op name -> what rules said
-    folded: set[str] = field(default_factory=set)  # constants that the runtime computes, rather than finds stored
+    derived: set[str] = field(default_factory=set)  # constants that were not in the file: folded or made by a pass
     fresh: int = 0
     by_type: dict[str, dict[int, Node]] = field(default_factory=dict)  # op type -> nodes, so that rules need no scan
-    order: list[Node] | None = None  # what `in_order` found, until an edge changes
+    edits: int = 0  # counts the changes of nodes and edges
+    order: tuple[int, list[Node]] = (-1, [])  # what `in_order` found, and after how many edits
 
     @classmethod
     def of(cls, graph: Graph) -> WorkingGraph:
@@ -82,7 +83,7 @@ class WorkingGraph:
 
     def add(self, node: Node) -> Node:
         """Insert a node (order is restored by `in_order`); a node without a rank goes last."""
-        self.order = None
+        self.edits += 1
         self.fresh += 1
         node.age = self.fresh
         if node.rank < 0:
@@ -99,7 +100,7 @@ class WorkingGraph:
 
     def remove(self, node: Node) -> None:
         """Take a node out; its outputs lose their producer."""
-        self.order = None
+        self.edits += 1
         del self.nodes[id(node)]
         del self.by_type[node.op_type][id(node)]
         for name in node.outputs:
@@ -131,7 +132,7 @@ class WorkingGraph:
 
     def set_input(self, node: Node, index: int, name: str) -> None:
         """Rewire one input."""
-        self.order = None
+        self.edits += 1
         old = node.inputs[index]
         if old:
             self.uses[old].remove(node)
@@ -141,7 +142,7 @@ class WorkingGraph:
 
     def append_input(self, node: Node, name: str) -> None:
         """Give a node one more input."""
-        self.order = None
+        self.edits += 1
         node.inputs.append(name)
         if name:
             self.uses.setdefault(name, []).append(node)
@@ -201,6 +202,8 @@ class WorkingGraph:
         self.fresh += 1
         name = f"{stem}~{self.fresh}"
         self.tensors[name] = Tensor(name, shape, dtype, constant, value)
+        if constant:
+            self.derived.add(name)
         return name
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -235,9 +238,9 @@ class WorkingGraph:
         ONNX Runtime walks backwards from the nodes that nobody reads, the youngest first, and launches a node once
         all its inputs are there; of several inputs, the youngest node's branch goes first.
         """
-        if self.order is None:
-            self.order = self._sorted()
-        return iter(list(self.order))
+        if self.order[0] != self.edits:
+            self.order = (self.edits, self._sorted())
+        return iter(list(self.order[1]))
 
     def _sorted(self) -> list[Node]:
         uses, producers = self.uses, self.producers
