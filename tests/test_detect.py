@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from runtime_oracle import graph
+from runtime_oracle import detected as detect_as_executed
+from runtime_oracle import executed, graph
 
 from latpred.graph import Graph, read
 from latpred.kernels.detect import Detection, detect
@@ -154,3 +155,41 @@ def test_time_grows_with_the_graph_and_no_faster() -> None:
             best.append(time.perf_counter() - start)
         seconds[length] = min(best)
     assert seconds[4000] < 3 * (4000 / 500) * seconds[500]
+
+
+def channels_last_network() -> onnx.ModelProto:
+    """What converters from channels-last frameworks write: a transpose before and behind every convolution."""
+    return graph(
+        """g (float[1,16,16,3] x) => (float[N,C] y)
+        <float[16,3,3,3] w, float[16,1,3,3] d, float[24,16,1,1] p, float[16] s, float[24] u,
+         int64[8] n = {0,0,0,0,0,1,1,0}, float[24,10] k, float[10] l, float zero = {0}, float six = {6}> {
+        a = Transpose<perm=[0,3,1,2]>(x)
+        b = Conv<auto_pad="SAME_UPPER", kernel_shape=[3,3]>(a, w)
+        c = Transpose<perm=[0,2,3,1]>(b)
+        e = Mul(c, s)
+        f = Add(e, s)
+        h = Clip(f, zero, six)
+        q = Pad(h, n)
+        i = Transpose<perm=[0,3,1,2]>(q)
+        j = Conv<group=16, strides=[2,2]>(i, d)
+        m = Transpose<perm=[0,2,3,1]>(j)
+        o = Sigmoid(m)
+        r = Mul(m, o)
+        t = Transpose<perm=[0,3,1,2]>(r)
+        v = Conv(t, p)
+        z = Transpose<perm=[0,2,3,1]>(v)
+        aa = Add(z, u)
+        bb = ReduceMean<axes=[1,2], keepdims=0>(aa)
+        cc = MatMul(bb, k)
+        dd = Add(cc, l)
+        y = Softmax(dd)
+    }""",
+        opset=13,
+    )
+
+
+def test_channels_last_networks_lose_their_transposes(tmp_path: Path) -> None:
+    model = channels_last_network()
+    assert detect_as_executed(model) == executed(model, tmp_path)
+    kernels = detect(read(model), default_rules()).kernels
+    assert [kernel.name for kernel in kernels if kernel.op_type == "Transpose"] == ["Transpose_0"]  # of the image
