@@ -1,7 +1,7 @@
-"""The law of a kind: latency as a non-negative sum of a launch, traffic, elements and turns of loops.
+"""The law of a kind: latency as a non-negative sum of a launch, traffic, elements, turns of loops and arithmetic.
 
-Where nothing is multiplied, a kernel's time is nearly linear in a handful of counts. Such a law needs few
-measurements, holds beyond the sizes that were measured, and leaves to the trees what it cannot say.
+A kernel's time is nearly linear in a handful of counts. Such a law needs few measurements, holds beyond the sizes
+that were measured, and leaves to the trees what it cannot say.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ __all__ = ["LAW_TERMS", "fit_law", "law_s", "law_terms"]
 
 Floats = NDArray[np.float64]
 
-# Each in s when its factor is 1: a launch takes 1 us, an element or a turn of a loop 1 ns, traffic its roofline time.
+# Each in s when its factor is 1: a launch takes 1 us, an element or a turn of a loop 1 ns, traffic and arithmetic
+# their roofline time; padded arithmetic counts what fills up the last block of rows, columns, filters or pixels too.
 LAW_TERMS = (
     "launch", "near", "shared", "off_chip", "elements_in", "elements_out", "rows", "runs", "spans", "scattered",
+    "products", "compute", "padded_compute",
+)  # fmt: skip
+_FILLED = (
+    "product_filled_m", "product_filled_n", "window_filled_out", "window_filled_filter_blocks", "window_filled_row",
 )  # fmt: skip
 _LAUNCH_S, _TURN_S = 1e-6, 1e-9
 # What a factor may be at most: a few large samples must not make traffic cost many times its roofline time, or
 # kernels larger than any measured would cost as many times too much.
-_MOST = np.array([30.0, 1.0, 1.0, 1.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0])
+_MOST = np.array([30.0, 1.0, 1.0, 1.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0, 3000.0, 3.0, 3.0])
 _ELEMENT_BY_ELEMENT = 4  # of the ways of a transpose
 FURTHEST = (0.3, 300.0)  # a law's time stays within these multiples of the roofline time
 ROUNDS, SWEEPS = 8, 60
@@ -50,6 +55,10 @@ def law_terms(rows: NDArray[np.float32], terms: Terms) -> Floats:
 
     scattered = rows[:, FEATURES.index("move_way")] == _ELEMENT_BY_ELEMENT
     elements_out = counted("elements_out")
+    filled = np.ones(len(rows))
+    for name in _FILLED:
+        filled *= np.nan_to_num(rows[:, FEATURES.index(name)].astype(np.float64), nan=1.0)
+    filled = np.maximum(filled, 0.01)
     return np.stack(
         [
             np.full(len(rows), _LAUNCH_S),
@@ -62,6 +71,9 @@ def law_terms(rows: NDArray[np.float32], terms: Terms) -> Floats:
             counted("move_runs") * _TURN_S,
             counted("broadcast_spans") * _TURN_S,
             np.where(scattered, elements_out, 0.0) * _TURN_S,
+            counted("product_products") * _TURN_S,
+            terms.compute_s,
+            terms.compute_s / filled,
         ],
         axis=1,
     )

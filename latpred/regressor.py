@@ -7,7 +7,7 @@ a median less than a mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ __all__ = ["FOLDS", "FittedKind", "Samples", "Settings", "fit_kinds"]
 Floats = NDArray[np.float64]
 
 FOLDS = 5
+CHOOSING_FOLDS = (0, 1)  # on which it is decided whether a law stands under the trees
+WHOLE = -1  # instead of a fold: all rows, for use
 FEWEST_FOR_TREES = 20  # distinct shapes
 FEWEST_FOR_LAW = 8
 LAW_GAIN = 0.95  # a law is taken where it brings the held-out error down to this share
@@ -44,9 +46,9 @@ class Samples:
 class Settings:
     """How trees are grown. Leaves and their least size follow the number of rows (`parameters`)."""
 
-    trees: int = 300
+    trees: int = 200
     leaves: int = 24
-    learning_rate: float = 0.05
+    learning_rate: float = 0.07
     time_exponent: float = 0.3  # a row weighs with its latency to this power: slow kernels matter more
     seed: int = 1
     more: Mapping[str, Any] = field(default_factory=dict)  # passed to LightGBM as it is
@@ -106,14 +108,6 @@ class _Table:
     groups: NDArray[np.intp]
 
 
-class _Task(NamedTuple):
-    kind: str
-    by_law: bool
-    fold: int  # -1: on all rows, for use
-    learn: NDArray[np.intp]
-    test: NDArray[np.intp]
-
-
 class _Fit(NamedTuple):
     model: str
     law: tuple[float, ...]
@@ -124,8 +118,8 @@ class _Fit(NamedTuple):
 def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None, jobs: int = 1) -> list[FittedKind]:
     """Fit all kinds, in parallel over kinds and folds.
 
-    Kinds that multiply matrices correct the roofline; of the others, those whose held-out shapes it serves better
-    correct a linear law. Kinds of few shapes have the law alone, or their median ratio to the roofline.
+    Trees correct the roofline, or a linear law where that serves held-out shapes better. Kinds of few shapes have the
+    law alone, or their median ratio to the roofline.
 
     Parameters
     ----------
@@ -151,51 +145,55 @@ def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None
     settings = settings or Settings()
     table = _table(samples, device, settings)
     kinds = np.array([kernel.kind for kernel in samples.kernels])
-    multiplies = np.array([kernel.work.macs > 0 for kernel in samples.kernels])
     members_of = {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(kinds.tolist()))}
-    tasks: list[_Task] = []
-    for kind, members in members_of.items():
-        groups = table.groups[members]
-        folds = _folds(groups, settings.seed)
-        lawful = not multiplies[members].any() and len(set(groups.tolist())) >= FEWEST_FOR_LAW
-        for by_law in (False, True)[: 1 + lawful]:
-            tasks += [
-                _Task(kind, by_law, fold, members[folds != fold], members[folds == fold]) for fold in range(-1, FOLDS)
-            ]
-    done = Parallel(n_jobs=jobs)(
-        delayed(_fit)(_part(table, task.learn), _part(table, task.test), task.by_law, settings) for task in tasks
-    )
-    fits = {(task.kind, task.by_law, task.fold): (task, fit) for task, fit in zip(tasks, done, strict=True)}
+    folds_of = {kind: _folds(table.groups[members], settings.seed) for kind, members in members_of.items()}
+
+    def run(jobs_of_kinds: Iterable[tuple[str, bool, int]]) -> dict[tuple[str, bool, int], _Fit]:
+        tasks = list(jobs_of_kinds)
+        parts = []
+        for kind, by_law, fold in tasks:
+            members, folds = members_of[kind], folds_of[kind]
+            parts.append((_part(table, members[folds != fold]), _part(table, members[folds == fold]), by_law, settings))
+        return dict(zip(tasks, Parallel(n_jobs=jobs)(delayed(_fit)(*part) for part in parts), strict=True))
+
+    choices = {kind: (False, True)[: 1 + (_shapes(table, members) >= FEWEST_FOR_LAW)]
+               for kind, members in members_of.items()}  # fmt: skip
+    fits = run((kind, law, fold) for kind, laws in choices.items() for law in laws for fold in CHOOSING_FOLDS)
+    loss: dict[tuple[str, bool], float] = {}
+    for (kind, law, fold), fit in fits.items():
+        test = members_of[kind][folds_of[kind] == fold]
+        loss[kind, law] = loss.get((kind, law), 0.0) + _loss(table, test, fit.predicted_s)
+    chosen = {kind: loss.get((kind, True), np.inf) < LAW_GAIN * loss[kind, False] for kind in members_of}
+    rest = [WHOLE, *(fold for fold in range(FOLDS) if fold not in CHOOSING_FOLDS)]
+    fits |= run((kind, law, fold) for kind, law in chosen.items() for fold in rest)
     fitted = []
     for kind, members in members_of.items():
-        held_out_s = {}
-        for by_law in (False, True):
-            if (kind, by_law, -1) in fits:
-                predicted_s = np.zeros(len(kinds))
-                for fold in range(FOLDS):
-                    task, fit = fits[kind, by_law, fold]
-                    predicted_s[task.test] = fit.predicted_s
-                held_out_s[by_law] = predicted_s[members]
-        error = {
-            by_law: float(np.average(np.abs(np.log(s / table.latency_s[members])), weights=table.weight[members]))
-            for by_law, s in held_out_s.items()
-        }
-        by_law = error.get(True, np.inf) < LAW_GAIN * error[False]
-        whole = fits[kind, by_law, -1][1]
+        held_out_s = np.zeros(len(members))
+        for fold in range(FOLDS):
+            held_out_s[folds_of[kind] == fold] = fits[kind, chosen[kind], fold].predicted_s
+        whole = fits[kind, chosen[kind], WHOLE]
         fitted.append(
             FittedKind(
                 kind,
                 len(members),
-                len(set(table.groups[members].tolist())),
+                _shapes(table, members),
                 whole.model,
                 whole.law,
                 whole.ratio,
                 members,
-                held_out_s[by_law],
+                held_out_s,
                 table.roofline_s[members],
             )
         )
     return fitted
+
+
+def _shapes(table: _Table, members: NDArray[np.intp]) -> int:
+    return len(set(table.groups[members].tolist()))
+
+
+def _loss(table: _Table, members: NDArray[np.intp], predicted_s: Floats) -> float:
+    return float(np.sum(table.weight[members] * np.abs(np.log(predicted_s / table.latency_s[members]))))
 
 
 def _table(samples: Samples, device: Device, settings: Settings) -> _Table:
