@@ -178,6 +178,12 @@ def test_resizing_before_opset_11(op: str, mode: str, rules: RuleBook, tmp_path:
     assert launches(detect(read(model), rules)) == executed(model, tmp_path)
 
 
+@pytest.mark.parametrize(("channels", "kind"), [(3, "conv-stem"), (8, "conv-stem"), (12, "conv-stem"), (16, "conv")])
+def test_kind_tells_how_the_input_is_read(channels: int, kind: str) -> None:
+    kernels = detect(read(graph(blocked("y = Conv(x, w)", channels=channels))), default_rules()).kernels
+    assert [kernel.kind for kernel in kernels if kernel.op_type == "Conv"] == [kind]
+
+
 def test_padded_channels_are_work() -> None:
     kernels = detect(read(graph(GRAPHS["20 input channels are padded"])), default_rules()).kernels
     conv = next(kernel for kernel in kernels if kernel.op_type == "Conv")

@@ -134,6 +134,8 @@ class _Transformer:
         attributes: dict[str, AttributeValue] = dict(node.attributes)
         if depthwise:
             attributes["group"] = self.padded(out_channels)
+        if direct:
+            attributes["plain_input"] = 1  # not of ONNX: tells a kernel that gathers its input from plain channels
         inputs = [
             node.inputs[0] if direct else self.enter(node, node.inputs[0]),
             graph.tensor(node.inputs[1], (self.padded(out_channels), padded_in, *weights.shape[2:]), "float32", True),

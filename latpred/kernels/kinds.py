@@ -143,9 +143,7 @@ _KIND_OF_OP = {op_type: kind for kind, op_types in KINDS.items() for op_type in 
 _CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv")
 
 
-def kind_of(
-    op_type: str, domain: str, inputs: Sequence[Spec], attributes: Mapping[str, AttributeValue]
-) -> str:
+def kind_of(op_type: str, domain: str, inputs: Sequence[Spec], attributes: Mapping[str, AttributeValue]) -> str:
     """The kind of a kernel; ``"other"`` where no table row names its op.
 
     Examples
@@ -167,6 +165,6 @@ def _convolution_kind(domain: str, inputs: Sequence[Spec], attributes: Mapping[s
     weights = inputs[1].shape
     if attributes.get("group", 1) != 1:
         return "conv-depthwise" if weights[1] == 1 else "conv-grouped"
-    if inputs[0].shape[1] % 8:
-        return "conv-stem"  # reads the plain NCHW input
+    if attributes.get("plain_input"):
+        return "conv-stem"
     return "conv-pointwise" if prod(weights[2:]) == 1 else "conv"

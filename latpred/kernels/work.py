@@ -209,9 +209,7 @@ def _roi_align(inputs: Sequence[Spec], outputs: Sequence[Spec], attributes: Attr
 
 def _recurrent(inputs: Sequence[Spec], outputs: Sequence[Spec], attributes: Attributes) -> Work:
     """Each step multiplies the input by W and the state by R, for every direction that W and R stack."""
-    steps, batch = (
-        inputs[0].shape[:2] if not attributes.get("layout") else (inputs[0].shape[1], inputs[0].shape[0])
-    )
+    steps, batch = inputs[0].shape[:2] if not attributes.get("layout") else (inputs[0].shape[1], inputs[0].shape[0])
     macs = steps * batch * (inputs[1].elements + inputs[2].elements)
     gates = steps * batch * inputs[1].shape[0] * inputs[1].shape[1] * FLOPS_PER_ELEMENT["Sigmoid"]
     return traffic_of(inputs, outputs) + Work(macs=macs, flops=2 * macs + gates)
