@@ -82,7 +82,7 @@ def test_depthwise_and_grouped_convolutions_know_their_depth() -> None:
         "Conv", [(1, 96, 14, 14), (96, 1, 3, 3)], (1, 96, 14, 14), constants=(1,), domain=BLOCKED, group=96,
         pads=(1, 1, 1, 1),
     )  # fmt: skip
-    has(depthwise, window_depth_in=log(1), window_groups=log(96), window_inside=12)
+    has(depthwise, window_depth_in=log(1), window_groups=log(96), window_inside=12, window_filled_groups=1)
     grouped = kernel("Conv", [(1, 96, 14, 14), (64, 24, 3, 3)], (1, 64, 12, 12), constants=(1,), group=4)
     has(grouped, window_depth_in=log(24), window_depth_out=log(16), window_pad_width=0)
     # 4 groups: 16 filters x (24*3*3) patch x 12*12 pixels each
@@ -142,6 +142,8 @@ def test_recurrence() -> None:
         ("Softmax", (2, 12, 64, 64), (2, 12, 64, 64), {"axis": -1}, 2 * 12 * 64, 64, 1, 1),
         ("Softmax", (2, 10, 6), (2, 10, 6), {"axis": 1}, 12, 10, 6, 0),
         ("LayerNormalization", (4, 64, 384), (4, 64, 384), {"axis": -1}, 256, 384, 1, 1),
+        ("BatchNormalization", (196, 256), (196, 256), {}, 196, 256, 1, 1),
+        ("BatchNormalization", (2, 64, 7, 7), (2, 64, 7, 7), {}, 128, 49, 1, 1),
         ("GlobalAveragePool", (2, 64, 7, 7), (2, 64, 1, 1), {}, 128, 49, 1, 1),
     ],
 )
@@ -198,7 +200,9 @@ def test_transposes_that_only_drop_ones_move_nothing() -> None:
         ("Concat", [(1, 8, 10), (1, 4, 10)], [(1, 12, 10)], {"axis": 1}, 80, 2),  # runs of 80 and of 40
         ("Split", [(1, 197, 384)], [(1, 1, 384), (1, 196, 384)], {"axis": 1}, 196 * 384, 2),
         ("Slice", [(1, 8, 64, 64)], [(1, 8, 64, 16)], {}, 16, 8 * 64),
-        ("Expand", [(1, 1, 384)], [(1, 196, 384)], {}, 196 * 384, 1),
+        ("Expand", [(1, 1, 384)], [(1, 196, 384)], {}, 384, 196),
+        ("Expand", [(1, 64, 1, 1)], [(1, 64, 14, 14)], {}, 14 * 14, 64),  # each element fills a plane
+        ("Tile", [(4, 1, 7, 64)], [(4, 64, 7, 64)], {}, 7 * 64, 4 * 64),
         ("Gather", [(30522, 384), (4, 64)], [(4, 64, 384)], {"axis": 0}, 384, 256),
         ("ScatterND", [(10, 20, 30), (7, 1), (7, 20, 30)], [(10, 20, 30)], {}, 600, 7),
     ],
@@ -276,7 +280,12 @@ def test_more_work_or_a_colder_cache_is_never_faster(flops: int, moved: int, reu
 
 
 def test_every_kind_that_the_views_name_exists() -> None:
-    known = {*KINDS, "conv", "conv-pointwise", "conv-depthwise", "conv-grouped", "conv-stem", "conv-unblocked"}
+    convolutions = ("", "-pointwise", "-depthwise", "-grouped", "-stem", "-unblocked", "-unblocked-grouped",
+                    "-quantized-grouped")  # fmt: skip
+    known = {*KINDS, *(f"conv{suffix}" for suffix in convolutions)}
+    assert known == {*VIEWS_OF_KIND} | {
+        "unary", "transcendental", "gelu", "cast", "quantize", "fill", "fourier", "view", "control", "sequence"
+    }  # fmt: skip
     assert set(VIEWS_OF_KIND) <= known
     ops = {op for members in KINDS.values() for op in members}
     assert set(VIEWS_OF_OP) <= ops

@@ -139,6 +139,7 @@ def _window(raw: Columns, device: Device) -> dict[str, Floats]:
         "pixels_shrink": pixels_in / np.maximum(pixels_out, 1),
         "filled_in": _filled(depth_in, lanes),
         "filled_out": _filled(depth_out, lanes),
+        "filled_groups": _filled(raw["groups"], lanes),
         "filter_blocks_left": blocks % FILTER_BLOCKS,
         "filled_filter_blocks": _filled(blocks, FILTER_BLOCKS),
         "filled_pixels": _filled(pixels_out, PIXELS),

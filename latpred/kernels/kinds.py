@@ -91,10 +91,12 @@ KIN: Mapping[str, str] = {
     "conv-stem": "conv",
     "conv-pointwise": "conv",
     "conv-unblocked": "gemm",
+    "conv-unblocked-grouped": "conv-unblocked",
     "conv-depthwise": "conv-grouped",
     "conv-transpose": "conv-unblocked",
     "conv-deformable": "conv-unblocked",
     "conv-quantized": "conv-unblocked",
+    "conv-quantized-grouped": "conv-quantized",
     "conv": "gemm",
     "matmul": "gemm",
     "gemm": "matmul",
@@ -156,12 +158,14 @@ def kind_of(op_type: str, domain: str, inputs: Sequence[Spec], attributes: Mappi
     """
     if op_type in _CONVOLUTIONS:
         return _convolution_kind(domain, inputs, attributes)
-    return _KIND_OF_OP.get(op_type, "other")
+    kind = _KIND_OF_OP.get(op_type, "other")
+    # Grouped and depthwise integer convolutions run loops of their own.
+    return f"{kind}-grouped" if kind == "conv-quantized" and attributes.get("group", 1) != 1 else kind
 
 
 def _convolution_kind(domain: str, inputs: Sequence[Spec], attributes: Mapping[str, AttributeValue]) -> str:
     if domain != BLOCKED:
-        return "conv-unblocked"
+        return "conv-unblocked" if attributes.get("group", 1) == 1 else "conv-unblocked-grouped"
     weights = inputs[1].shape
     if attributes.get("group", 1) != 1:
         return "conv-depthwise" if weights[1] == 1 else "conv-grouped"

@@ -20,6 +20,7 @@ __all__ = [
     "along_axis",
     "broadcast",
     "copy",
+    "expansion",
     "lookup",
     "merged_transpose",
     "reduction",
@@ -113,9 +114,10 @@ def trailing_axes(kernel: Kernel) -> tuple[float, ...]:
 
 
 def spatial_axes(kernel: Kernel) -> tuple[float, ...]:
-    """Instance, group and batch normalisation, global pools: rows are the channels."""
+    """Instance, group and batch normalisation, global pools: rows are the channels, or all there is without space."""
     shape = _operand(kernel, 0).shape
-    return _rows(shape, [i >= 2 for i in range(len(shape))])
+    first = 2 if len(shape) > 2 else len(shape) - 1
+    return _rows(shape, [i >= first for i in range(len(shape))])
 
 
 # -- move --------------------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def _copied(whole: Shape, part: Shape) -> tuple[int, int]:
 
 
 def copy(kernel: Kernel) -> tuple[float, ...]:
-    """Slice, Split, Concat, Pad, Expand, Tile: runs that are copied as they are."""
+    """Slice, Split, Concat, Pad: runs that are copied as they are."""
     inputs = [s for s in kernel.inputs if len(s.shape) == len(kernel.outputs[0].shape)] or list(kernel.inputs[:1])
     parts = inputs if kernel.op_type.endswith("Concat") else list(kernel.outputs)
     whole = kernel.outputs[0] if kernel.op_type.endswith("Concat") else _operand(kernel, 0)
@@ -217,6 +219,21 @@ def copy(kernel: Kernel) -> tuple[float, ...]:
     return (
         longest, runs, len(parts), len(whole.shape), copied[0][1], last == part_last, last, part_last,
         elements / max(1, whole.elements), shortest, nan, *_NO_WAY,
+    )  # fmt: skip
+
+
+def expansion(kernel: Kernel) -> tuple[float, ...]:
+    """Expand, Tile: neighbouring dims that grow are one; a run is what is filled, or copied, at the innermost place."""
+    source, result = _operand(kernel, 0), kernel.outputs[0]
+    rank = max(len(source.shape), len(result.shape))
+    small = (1,) * (rank - len(source.shape)) + tuple(source.shape)
+    big = (1,) * (rank - len(result.shape)) + tuple(result.shape)
+    blocks = _blocks(big, [a != b for a, b in zip(small, big, strict=True)])
+    grown, run = blocks[-1] if blocks else (False, 1)
+    return (
+        run, result.elements / max(1, run), 1, len(blocks), sum(g for g, _ in blocks), not grown,
+        small[-1] if small else 1, big[-1] if big else 1, result.elements / max(1, source.elements), run,
+        source.elements, *_NO_WAY,
     )  # fmt: skip
 
 
