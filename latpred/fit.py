@@ -128,6 +128,7 @@ def _samples_of(rows: Sequence[KernelSample]) -> Samples:
         np.array([row.latency_s for row in rows]),
         np.array([row.weight for row in rows]),
         [row.group for row in rows],
+        [row.record for row in rows],
     )
 
 

@@ -40,6 +40,7 @@ class Samples:
     latency_s: Floats  # of one launch
     weight: Floats  # reliability
     group: Sequence[str]  # equal shapes share one; a group never sits on both sides of a split
+    record: Sequence[int]  # the graph that it ran in; where there are enough, none sits on both sides either
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class _Table:
     law_terms: Floats
     weight: Floats
     groups: NDArray[np.intp]
+    records: NDArray[np.intp]
 
 
 class _Fit(NamedTuple):
@@ -146,14 +148,18 @@ def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None
     table = _table(samples, device, settings)
     kinds = np.array([kernel.kind for kernel in samples.kernels])
     members_of = {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(kinds.tolist()))}
-    folds_of = {kind: _folds(table.groups[members], settings.seed) for kind, members in members_of.items()}
+    folds_of = {
+        kind: _folds(table.groups[members], table.records[members], settings.seed)
+        for kind, members in members_of.items()
+    }
 
     def run(jobs_of_kinds: Iterable[tuple[str, bool, int]]) -> dict[tuple[str, bool, int], _Fit]:
         tasks = list(jobs_of_kinds)
         parts = []
         for kind, by_law, fold in tasks:
-            members, folds = members_of[kind], folds_of[kind]
-            parts.append((_part(table, members[folds != fold]), _part(table, members[folds == fold]), by_law, settings))
+            members, test = members_of[kind], folds_of[kind] == fold
+            known = np.isin(table.groups[members], table.groups[members[test]])  # shapes that the test knows too
+            parts.append((_part(table, members[~known]), _part(table, members[test]), by_law, settings))
         return dict(zip(tasks, Parallel(n_jobs=jobs)(delayed(_fit)(*part) for part in parts), strict=True))
 
     choices = {kind: (False, True)[: 1 + (_shapes(table, members) >= FEWEST_FOR_LAW)]
@@ -205,16 +211,18 @@ def _table(samples: Samples, device: Device, settings: Settings) -> _Table:
     rows, terms = features_and_terms(samples.kernels, device)
     weight = np.asarray(samples.weight) * (latency_s / np.median(latency_s)) ** settings.time_exponent
     groups = np.unique(np.array(samples.group), return_inverse=True)[1]
-    return _Table(rows, latency_s, terms.total_s, law_terms(rows, terms), weight, groups)
+    records = np.asarray(samples.record, np.intp)
+    return _Table(rows, latency_s, terms.total_s, law_terms(rows, terms), weight, groups, records)
 
 
 def _part(table: _Table, index: NDArray[np.intp]) -> _Table:
     return _Table(*(getattr(table, field.name)[index] for field in fields(_Table)))
 
 
-def _folds(groups: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
-    """Fold of each row; groups stay whole, and folds hold about as many groups each."""
-    distinct, inverse = np.unique(groups, return_inverse=True)
+def _folds(groups: NDArray[np.intp], records: NDArray[np.intp], seed: int) -> NDArray[np.intp]:
+    """Fold of each row: whole records where there are enough of them, else whole groups; folds are about even."""
+    units = records if len(set(records.tolist())) >= FOLDS else groups
+    distinct, inverse = np.unique(units, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(distinct))
     folds: NDArray[np.intp] = (order % FOLDS)[inverse]
     return folds
