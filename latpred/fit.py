@@ -38,6 +38,8 @@ Floats = NDArray[np.float64]
 
 FEWEST_GRAPHS = 10  # composite graphs below which no interval is calibrated on them
 QUICK = Settings(trees=80, leaves=15, learning_rate=0.12)
+QUIET = 0.05  # interquartile range over median, of a whole graph's samples
+HIGHEST_FLOOR = 0.05  # a campaign that repeated little in a disturbed hour does not say more than this
 FURTHEST_SHIFT = 0.05  # held-out graphs may move the scale by so much at most, as a log ratio
 
 
@@ -111,13 +113,14 @@ def errors_by_kind(dataset: Dataset, jobs: int = 1) -> dict[str, float]:
 
 
 def whole_graphs(samples: Iterable[tuple[int, Mapping[str, Any]]]) -> list[WholeGraph]:
-    """Records with their ordinals -> those that were timed whole; kernels that nobody could name count too."""
+    """Records with their ordinals -> those that were timed whole in quiet; kernels that nobody could name count too."""
     graphs = []
     for ordinal, record in samples:
         whole_s = float(record.get("latency", {}).get("median_s", 0.0))
         launches_s = [float(row["latency_s"]) for row in record["kernels"] for _ in range(int(row.get("repeat", 1)))]
         launches_s += [float(row["latency_s"]) for row in record.get("unmatched", ())]
-        if whole_s > 0 and launches_s:
+        unrest = float(record.get("latency", {}).get("iqr_s", 0.0)) / whole_s if whole_s > 0 else 1.0
+        if launches_s and unrest <= QUIET:
             graphs.append(WholeGraph(ordinal, sum(launches_s), len(launches_s), whole_s))
     return graphs
 
@@ -247,7 +250,7 @@ def _calibrate(
 
 def _floor_of(meta: Meta) -> float:
     """Spread that two measurements of one network have, at least what is usual."""
-    return max([DEFAULT_FLOOR, *(float(value) for key, value in meta.noise_floor.items() if key == "network")])
+    return min(max(DEFAULT_FLOOR, float(meta.noise_floor.get("network", 0.0))), HIGHEST_FLOOR)
 
 
 def _own_version() -> str:

@@ -51,7 +51,9 @@ def test_fit_from_folder_to_folder(tmp_path: Path) -> None:
 def test_whole_graphs_count_what_nobody_could_name() -> None:
     row = pack_kernel(relu(8, 8)) | {"latency_s": 2e-6}
     record = {"latency": {"median_s": 1e-4}, "kernels": [row, row | {"repeat": 3}], "unmatched": [{"latency_s": 1e-6}]}
-    (graph,) = whole_graphs([(7, record), (8, {"kernels": [row]}), (9, {"latency": {"median_s": 1.0}, "kernels": []})])
+    disturbed = {"latency": {"median_s": 1e-4, "iqr_s": 2e-5}, "kernels": [row]}
+    untimed, empty = {"kernels": [row]}, {"latency": {"median_s": 1.0}, "kernels": []}
+    (graph,) = whole_graphs([(7, record), (8, untimed), (9, empty), (10, disturbed)])
     assert (graph.record, graph.launches, graph.whole_s) == (7, 1 + 3 + 1, 1e-4)
     assert graph.kernels_s == pytest.approx(2e-6 * 4 + 1e-6)
 
