@@ -210,6 +210,7 @@ def _move(raw: Columns, device: Device) -> dict[str, Floats]:
     return {
         "filled_run": _filled(raw["run"], lanes),
         "filled_inner_out": _filled(raw["inner_out"], lanes),
+        "run_alignment": _alignment(raw["shortest_run"]),
         "stride_alignment": _alignment(raw["stride_of_inner"]),
         "inner_out_alignment": _alignment(raw["inner_out"]),
         "stride_in_near": _ratio(4.0 * raw["stride_of_inner"] * raw["inner_out"], device.levels[0].size_bytes),
