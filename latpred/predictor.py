@@ -173,7 +173,9 @@ class Predictor:
         return _Answer(
             self.estimator.between.whole_s(sum_s, sum(k.repeat for k in launched)),
             self.estimator.calibration.spread(
-                [k.kind for k in launched], [entry.latency_s for entry in kernels], [hash(kernel_key(k)) for k in launched]
+                [k.kind for k in launched],
+                [entry.latency_s for entry in kernels],
+                [hash(kernel_key(k)) for k in launched],
             ),
             learned_s / sum_s if sum_s else 1.0,
             kernels,
