@@ -279,4 +279,4 @@ def test_a_few_seconds_of_real_measuring(tmp_path):
         kernels_s = sum(kernel["latency_s"] for kernel in record["kernels"])
         assert 0.5 < kernels_s / record["latency"]["median_s"] < 1.5
     with gzip.open(dataset.measurements, "rt") as file:
-        assert sum(1 for _ in file) == summary.composites
+        assert sum(1 for _ in file) >= summary.composites  # and what was repeated or voided

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from itertools import pairwise, permutations
 
 import numpy as np
@@ -315,13 +314,3 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
         assert np.array_equal(together[i], features([k], DEVICE)[0], equal_nan=True)
     assert features([], DEVICE).shape == (0, len(FEATURES))
 
-
-@pytest.mark.measure
-def test_seventy_kernels_take_a_millisecond_and_a_half() -> None:
-    conv = kernel("Conv", [(1, 16, 8, 8), (16, 16, 3, 3)], (1, 16, 8, 8), domain=BLOCKED, pads=(1, 1, 1, 1))
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        features([conv] * 70, DEVICE)
-        times.append(time.perf_counter() - start)
-    assert sorted(times)[5] < 1.5e-3

@@ -45,7 +45,6 @@ def cost_s(model: onnx.ModelProto) -> float:
 def test_cost_grows_linearly() -> None:
     short, long = cost_s(chain(200)), cost_s(chain(1600))
     assert long < 2 * 8 * short  # 8 times the nodes
-    assert long < 2.0  # 8,000 nodes
 
 
 @pytest.mark.measure

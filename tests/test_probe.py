@@ -1,6 +1,5 @@
 """Probing the installed runtime, and what becomes of a runtime that fails."""
 
-import time
 
 import pytest
 
@@ -13,24 +12,17 @@ from latpred.kernels.fusion import Rule, RuleBook, default_rules
 
 
 @pytest.fixture(scope="module")
-def observed() -> tuple[RuleBook, float]:
-    start = time.perf_counter()
-    return probe(), time.perf_counter() - start
+def book() -> RuleBook:
+    return probe()
 
 
-def test_the_installed_runtime_does_what_the_default_book_says(observed):
-    book, _ = observed
+def test_the_installed_runtime_does_what_the_default_book_says(book):
     known = default_rules()
     assert book.rules.keys() == known.rules.keys()
     assert {name for name in book.rules if book.holds(name) != known.holds(name)} == set()
 
 
-def test_is_quick(observed):
-    assert observed[1] < 20
-
-
-def test_tells_what_was_seen(observed):
-    book, _ = observed
+def test_tells_what_was_seen(book):
     assert book.rules["matmul-add"].observed == "MatMul, Add -> 2 Reshape, Gemm"
     assert book.parameters("conv-nchwc")["block"] in (8, 16)  # AVX2 or AVX-512
     activations = book.parameters("gemm-activation")["activations"]
@@ -38,8 +30,7 @@ def test_tells_what_was_seen(observed):
     assert "Exp" not in activations
 
 
-def test_the_book_survives_the_file(observed):
-    book, _ = observed
+def test_the_book_survives_the_file(book):
     assert RuleBook.loads(book.dumps()).rules == book.rules
 
 

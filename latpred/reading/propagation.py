@@ -164,7 +164,7 @@ def _evaluate(
         outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
         graph = helper.make_graph([node], "one_node", infos, outputs)
         made = ReferenceEvaluator(helper.make_model(graph, opset_imports=opset_imports)).run(None, feeds)
-    except Exception:
+    except Exception:  # whatever its operators raise: the values stay unknown, the shapes are inferred elsewhere
         return None
     if any(isinstance(value, list) for value in made):
         return None
