@@ -90,6 +90,7 @@ def test_good_models_are_answered_beside_bad_ones(capsys: pytest.CaptureFixture[
         (("kernels", MOBILENET, "--explain", "no such node"), "no such node"),
         (("device", "abacus"), "abacus"),
         (("fit", "--device", "never-measured"), "latpred collect"),
+        (("collect", "--kinds", "abacus", "--dry-run"), "conv-depthwise"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], said: str) -> None:
