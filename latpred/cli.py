@@ -221,7 +221,8 @@ def run_collect(args: argparse.Namespace) -> int:
     threads = args.threads or 1
     unknown = sorted(set(args.kinds or ()) - set(VIEWS_OF_KIND))
     if unknown:
-        raise InputError(f"--kinds takes {', '.join(sorted(VIEWS_OF_KIND))}; got {', '.join(unknown)}: choose among these")
+        known = ", ".join(sorted(VIEWS_OF_KIND))
+        raise InputError(f"--kinds takes {known}; got {', '.join(unknown)}: choose among these")
     if args.dry_run:
         rules = home.rules_for(args.device, threads=threads, home=args.home)
         print(tables.preview_table(preview(rules, args.count, args.seed, args.kinds or ())))
