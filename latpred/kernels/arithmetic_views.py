@@ -10,6 +10,7 @@ from math import nan, prod
 
 from latpred.graph import Spec
 from latpred.kernels.kernel import Kernel
+from latpred.kernels.taps import executed_share
 
 __all__ = [
     "PRODUCT",
@@ -61,7 +62,7 @@ def _flat(values: Shape) -> tuple[int, int]:
 WINDOW = (
     "batch", "channels_in", "channels_out", "groups", "height_in", "width_in", "height_out", "width_out",
     "kernel_height", "kernel_width", "stride_height", "stride_width", "dilation_height", "dilation_width",
-    "pad_height", "pad_width", "pad_left", "spatial_rank", "channels_last",
+    "pad_height", "pad_width", "pad_left", "spatial_rank", "channels_last", "executed_share",
 )  # fmt: skip
 
 
@@ -106,6 +107,7 @@ def window(kernel: Kernel) -> tuple[float, ...]:
         pads[rank - 1] if rank else 0,
         rank,
         last,
+        executed_share(kernel),
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 The time is the longest of the arithmetic and the three memories, plus the dispatch. What a memory has to deliver
 follows from reuse distances: bytes that passed since an operand was last touched. Of data last touched `d` bytes ago,
-a memory of `s` bytes still holds the share s/d (all of it where d <= s).
+a memory of `s` bytes still holds the share s/d (all of it where d <= s). Taps of a convolution that fall on padding
+are not computed where the runtime skips them (`taps`).
 
 References
 ----------
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from latpred.device import Device
 from latpred.kernels.kernel import Kernel
+from latpred.kernels.taps import executed_share
 
 __all__ = ["Terms", "bound", "bounds", "roofline_s", "roofline_terms"]
 
@@ -61,7 +63,7 @@ def roofline_terms(kernels: Sequence[Kernel], device: Device) -> Terms:
     work = np.array(
         [
             (
-                k.work.flops, k.work.read_bytes, k.work.write_bytes, k.work.weight_bytes,
+                k.work.flops * executed_share(k), k.work.read_bytes, k.work.write_bytes, k.work.weight_bytes,
                 k.context.reuse_bytes, k.context.cycle_bytes, device.peak(k.inputs[0].dtype if k.inputs else "float32"),
             )
             for k in kernels
