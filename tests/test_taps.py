@@ -35,5 +35,6 @@ def convolution(domain: str) -> Kernel:
 
 
 def test_only_blocked_convolutions_skip_padding() -> None:
-    assert executed_share(convolution(BLOCKED)) == pytest.approx((19 / 21) ** 2)  # 7 outputs x 3 taps, one missing at either end
+    # along each axis 7 outputs x 3 taps, of which one is missing at either end
+    assert executed_share(convolution(BLOCKED)) == pytest.approx((19 / 21) ** 2)
     assert executed_share(convolution("")) == 1.0
