@@ -5,7 +5,7 @@ from __future__ import annotations
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.permutations import Permutation, inverse
 from latpred.kernels.quantization import requantize_transposed
-from latpred.kernels.transpose_handlers import Handler
+from latpred.kernels.transpose_handlers import Handler, broadcast
 from latpred.kernels.transposes import Pusher
 from latpred.kernels.working import Node, WorkingGraph
 
@@ -78,17 +78,6 @@ def _pool(pusher: Pusher, node: Node, _: Node, perm: Permutation, inputs: list[i
     return True
 
 
-def _elementwise(pusher: Pusher, node: Node, _: Node, perm: Permutation, inputs: list[int]) -> bool:
-    ranks = {index: len(pusher.graph.shape(node.inputs[index])) for index in inputs}
-    if max(ranks.values()) > len(perm):
-        return False
-    for index, rank in ranks.items():
-        if rank < len(perm):
-            pusher.unsqueeze_input(node, index, len(perm) - rank)
-    pusher.push_through(node, inputs, perm)
-    return True
-
-
 def _concat(pusher: Pusher, node: Node, _: Node, perm: Permutation, inputs: list[int]) -> bool:
     axis = node.attributes.get("axis")
     if not isinstance(axis, int):
@@ -118,8 +107,8 @@ def _every_third(graph: WorkingGraph, node: Node) -> list[int]:  # noqa: ARG001
 # (domain, op type) -> handler; those of the standard domain are in `transpose_handlers`.
 QUANTIZED_HANDLERS: dict[tuple[str, str], Handler] = {
     ("", "MaxPool"): Handler(_first, _max_pool),
-    (MICROSOFT, "QLinearAdd"): Handler(_both, _elementwise),
-    (MICROSOFT, "QLinearMul"): Handler(_both, _elementwise),
+    (MICROSOFT, "QLinearAdd"): Handler(_both, broadcast),
+    (MICROSOFT, "QLinearMul"): Handler(_both, broadcast),
     (MICROSOFT, "QLinearAveragePool"): Handler(_first, _pool),
     (MICROSOFT, "QLinearGlobalAveragePool"): Handler(_first, _pool),
     (MICROSOFT, "QLinearConcat"): Handler(_every_third, _concat),

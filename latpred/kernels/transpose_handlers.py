@@ -16,7 +16,7 @@ from latpred.kernels.permutations import Permutation, compose, inverse, squeezed
 from latpred.kernels.transposes import Pusher, permutation
 from latpred.kernels.working import Node, WorkingGraph
 
-__all__ = ["HANDLERS", "PROVIDER_HANDLERS", "Handler"]
+__all__ = ["HANDLERS", "PROVIDER_HANDLERS", "Handler", "broadcast"]
 
 Push = Callable[[Pusher, Node, Node, Permutation, list[int]], bool]
 Inputs = Callable[[WorkingGraph, Node], list[int]]
@@ -48,7 +48,8 @@ def _simple(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inpu
     return True
 
 
-def _broadcast(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inputs: list[int]) -> bool:
+def broadcast(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inputs: list[int]) -> bool:
+    """Push through an op that broadcasts: inputs of lower rank get leading dims first, one of higher rank forbids it."""
     ranks = {index: len(pusher.graph.shape(node.inputs[index])) for index in inputs}
     if max(ranks.values()) > len(perm):
         return False
@@ -320,7 +321,7 @@ _REDUCE = (
 HANDLERS: dict[tuple[str, str], Handler] = {
     **{("", op_type): Handler(_all, _simple) for op_type in _SIMPLE},
     **{("", op_type): Handler(_first, _simple) for op_type in ("Clip", "CastLike")},
-    **{("", op_type): Handler(_not_scalar, _broadcast) for op_type in _BROADCAST},
+    **{("", op_type): Handler(_not_scalar, broadcast) for op_type in _BROADCAST},
     **{("", op_type): Handler(_first, _reduce) for op_type in _REDUCE},
     **{("", op_type): Handler(_first, _arg) for op_type in ("ArgMin", "ArgMax")},
     **{("", op_type): Handler(_first, _softmax) for op_type in ("Softmax", "LogSoftmax", "Hardmax")},
