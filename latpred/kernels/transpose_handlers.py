@@ -49,7 +49,7 @@ def _simple(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inpu
 
 
 def broadcast(pusher: Pusher, node: Node, transpose: Node, perm: Permutation, inputs: list[int]) -> bool:
-    """Push through an op that broadcasts: inputs of lower rank get leading dims first, one of higher rank forbids it."""
+    """Push through an op that broadcasts: lower ranks get leading dims first, a higher one forbids it."""
     ranks = {index: len(pusher.graph.shape(node.inputs[index])) for index in inputs}
     if max(ranks.values()) > len(perm):
         return False
