@@ -13,20 +13,18 @@ import argparse
 import runpy
 import statistics
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper
 from tabulate import tabulate
 
 from latpred.collect.matching import match
 from latpred.collect.ort import OrtRunner
 from latpred.collect.runner import Runner, RunPlan
+from latpred.collect.weights import fill_weights
 from latpred.errors import LatpredError
 from latpred.graph import read
 from latpred.kernels.detect import detect
@@ -53,31 +51,6 @@ class Coverage:
     executed: int
     detected: int
     missed: Counter[str]
-
-
-def fill_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Seeded random weights, in place, where an initializer has dims but no data; positive where they are scales."""
-    positive = {
-        name
-        for node in model.graph.node
-        if "Normalization" in node.op_type
-        for name in (node.input[1:5:3] if node.op_type == "BatchNormalization" else node.input[1:2])
-    }
-    for tensor in model.graph.initializer:
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        rng = np.random.default_rng(zlib.crc32(tensor.name.encode()))
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        if dtype.kind in "iu":
-            values = rng.integers(1, 64, list(tensor.dims)).astype(dtype)
-        else:
-            fan_in = int(np.prod(tensor.dims[1:])) or 1
-            values = rng.standard_normal(list(tensor.dims)) * np.sqrt(2 / fan_in)
-            values = (np.abs(values) + 0.5 if tensor.name in positive else values).astype(dtype)
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
-        tensor.raw_data = values.tobytes()
-    return model
 
 
 def models(paths: Iterable[Path]) -> list[Path]:

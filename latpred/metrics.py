@@ -14,6 +14,8 @@ from latpred.errors import InputError
 
 __all__ = ["Errors", "errors_of", "kendall", "relative_errors", "spearman"]
 
+PAIRED_ROWS = 256  # that are compared with all others at a time: all pairs at once would need too much memory
+
 
 @dataclass(frozen=True, slots=True)
 class Errors:
@@ -28,6 +30,7 @@ class Errors:
     within_10: float
     worst: float  # largest absolute relative error
     spearman: float  # rank correlation; NaN below two predictions
+    kendall: float  # rank correlation by pairs (tau-b); NaN below two predictions
 
     def to_dict(self) -> dict[str, float]:
         """Plain JSON-ready values."""
@@ -72,6 +75,7 @@ def errors_of(predicted: ArrayLike, measured: ArrayLike) -> Errors:
         within_10=float((absolute <= 0.10 + tolerance).mean()),
         worst=float(absolute.max()),
         spearman=spearman(predicted, measured),
+        kendall=kendall(predicted, measured),
     )
 
 
@@ -106,6 +110,12 @@ def kendall(a: ArrayLike, b: ArrayLike) -> float:
     0.6667
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    sign_x, sign_y = np.sign(x[:, None] - x[None, :]), np.sign(y[:, None] - y[None, :])
-    scale = float(np.sqrt((sign_x**2).sum() * (sign_y**2).sum()))
-    return float((sign_x * sign_y).sum() / scale) if scale > 0 else float("nan")
+    agreement = pairs_x = pairs_y = 0.0
+    for start in range(0, x.size, PAIRED_ROWS):
+        rows = slice(start, start + PAIRED_ROWS)
+        sign_x, sign_y = np.sign(x[rows, None] - x[None, :]), np.sign(y[rows, None] - y[None, :])
+        agreement += float((sign_x * sign_y).sum())
+        pairs_x += float((sign_x**2).sum())
+        pairs_y += float((sign_y**2).sum())
+    scale = (pairs_x * pairs_y) ** 0.5
+    return agreement / scale if scale > 0 else float("nan")

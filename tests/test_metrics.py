@@ -24,6 +24,8 @@ def test_measures_by_hand() -> None:
     assert errors.worst == pytest.approx(0.20)
     # Ranks 1 0 2 3 against 0.5 0.5 2 3: covariance 4.5, variances 5 and 4.5.
     assert errors.spearman == pytest.approx(4.5 / math.sqrt(5 * 4.5))
+    # Of 6 pairs 5 agree; the one of the first two is tied in what was measured.
+    assert errors.kendall == pytest.approx(5 / math.sqrt(6 * 5))
 
 
 @pytest.mark.parametrize(("predicted", "measured"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])
@@ -42,3 +44,11 @@ def test_rank_correlations_agree_with_scipy(pairs: list[tuple[int, int]]) -> Non
         return
     assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-9)
     assert kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-9)
+
+
+def test_kendall_over_more_pairs_than_are_compared_at_a_time() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 50, 700).astype(float)
+    b = a + rng.integers(0, 40, 700)
+    assert kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic, abs=1e-12)
