@@ -5,63 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latpred.arguments import add_model_options, add_place_options, parse_budget, parse_interval, parse_positive
 from latpred.errors import InputError, LatpredError
 
 if TYPE_CHECKING:
+    from latpred.collect.rounds import Step
     from latpred.predictor import Prediction
 
 __all__ = ["main"]
-
-BUDGET_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_dim(text: str) -> tuple[str, int]:
-    """``batch=4`` -> ``("batch", 4)``."""
-    name, separator, value = text.rpartition("=")
-    if not separator or not name or not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"expected NAME=POSITIVE_INTEGER, got {text!r}")
-    return name, int(value)
-
-
-def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """``input=1,3,224,224`` -> ``("input", (1, 3, 224, 224))``."""
-    name, separator, value = text.rpartition("=")
-    parts = value.split(",") if value else []
-    if not separator or not name or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected INPUT=1,3,224,224 with positive integers, got {text!r}")
-    return name, tuple(int(part) for part in parts)
-
-
-def parse_budget(text: str) -> float:
-    """``15m`` -> 900.0 seconds; units s, m, h."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None or float(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 15m or 1h, got {text!r}")
-    return float(match[1]) * BUDGET_UNITS_S[match[2]]
-
-
-def parse_positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def parse_interval(text: str) -> float:
-    """A share between 0 and 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1 such as 0.9, got {text!r}")
-    return value
 
 
 def model_files(names: Sequence[str]) -> list[Path]:
@@ -123,6 +79,44 @@ def run_predict(args: argparse.Namespace) -> int:
 
         print(to_csv(answers), end="")
     return worst
+
+
+def run_validate(args: argparse.Namespace) -> int:
+    """``latpred validate``."""
+    from latpred import predictor, validation
+    from latpred.collect import rounds
+    from latpred.report.validation import validation_object, validation_text
+
+    files = model_files(args.models)
+    if args.save and not args.save.parent.is_dir():
+        raise InputError(f"--save needs a folder that is there, {args.save.parent} is not: make it first")
+    families = validation.load_families(args.families) if args.families else {}
+    serving = predictor.load(args.device, threads=args.threads, home=args.home)
+    dims, shapes = dict(args.dim), dict(args.shape)
+    if args.measured:
+        measured = rounds.select(rounds.load(args.measured), rounds.names_of(files), str(args.measured))
+    else:
+        measured = validation.measure(
+            files, serving, args.repeat, args.threads, args.run_budget, dims, shapes, tell_step
+        )
+    if args.save:
+        rounds.save(measured, args.save)
+    found = validation.compare(measured, serving, families, dims, shapes)
+    print(json.dumps(validation_object(found), indent=1, allow_nan=False) if args.json else validation_text(found))
+    unreached = [name for name, why in found.failed.items() if why == rounds.NOT_REACHED]
+    for name, why in found.failed.items():
+        if name not in unreached:
+            complain(f"{name}: {why}")
+    if measured.interrupted:
+        left = f"; not reached: {', '.join(unreached)}" if unreached else ""
+        complain(f"interrupted: what was measured until then is compared{left}")
+    return 1 if found.failed or measured.interrupted else 0
+
+
+def tell_step(step: Step) -> None:
+    """One line a network and round on standard error."""
+    said = "failed" if step.latency_s is None else f"{step.latency_s * 1e3:.3f} ms"
+    complain(f"round {step.round}/{step.rounds}, {step.place}/{step.networks}: {step.name}, {said}")
 
 
 def run_kernels(args: argparse.Namespace) -> int:
@@ -259,25 +253,6 @@ def run_fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that reads models."""
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="an .onnx file, or a folder that holds some")
-    parser.add_argument(
-        "--dim", type=parse_dim, action="append", default=[], metavar="NAME=N", help="bind a symbolic dimension"
-    )
-    parser.add_argument(
-        "--shape", type=parse_shape, action="append", default=[], metavar="INPUT=1,3,224,224", help="shape of an input"
-    )
-    parser.add_argument("--json", action="store_true", help="print an array of objects, one a model")
-
-
-def add_place_options(parser: argparse.ArgumentParser, device: str) -> None:
-    """Options that say whose measurements, and where they lie."""
-    parser.add_argument("--device", default="local", help=device)
-    parser.add_argument("--threads", type=parse_positive, help="threads of the runtime")
-    parser.add_argument("--home", type=Path, help="folder of your own datasets/ and models/ (or LATPRED_HOME)")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="latpred", description="How long a neural network takes on a device.")
@@ -285,7 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     predict = commands.add_parser("predict", help="predict the latency of ONNX models")
-    add_model_options(predict)
+    add_model_options(predict, "print an array of objects, one a model")
     add_place_options(predict, "local (default), a preset of `latpred device`, or a .toml file")
     predict.add_argument("--top", type=int, default=15, metavar="N", help="slowest kernels to print (default 15)")
     predict.add_argument("--interval", type=parse_interval, default=0.9, metavar="SHARE", help="default 0.9")
@@ -293,8 +268,20 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--csv", action="store_true", help="print one row a kernel")
     predict.set_defaults(run=run_predict)
 
+    validate = commands.add_parser("validate", help="measure models on this machine and compare with the prediction")
+    add_model_options(validate, "print an object instead of tables")
+    add_place_options(validate, "whose prediction to compare (default: local); measuring is always on this machine")
+    validate.add_argument("--repeat", type=parse_positive, default=3, metavar="N", help="rounds (default 3)")
+    validate.add_argument(
+        "--run-budget", type=parse_budget, default=0.3, metavar="0.3s", help="runs of a network a round (default 0.3s)"
+    )
+    validate.add_argument("--families", type=Path, metavar="FILE", help="JSON object: network -> family")
+    validate.add_argument("--save", type=Path, metavar="FILE", help="where to keep what was measured")
+    validate.add_argument("--measured", type=Path, metavar="FILE", help="compare what --save kept; measure nothing")
+    validate.set_defaults(run=run_validate)
+
     kernels = commands.add_parser("kernels", help="print the kernels that the runtime would execute")
-    add_model_options(kernels)
+    add_model_options(kernels, "print an array of objects, one a model")
     add_place_options(kernels, "whose fusion rules to apply (default: local)")
     kernels.add_argument("--explain", metavar="NODE", help="what became of one node, and what each rule said of it")
     kernels.set_defaults(run=run_kernels)

@@ -19,9 +19,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("packing", "store", "metrics", "home", "forest", "analytical", "calibration", "law"),
     ("collect", "regressor"),
     ("bundle", "prediction", "estimators", "predictor", "fit"),
-    ("pipeline",),
+    ("pipeline", "comparison", "validation"),
     ("report",),
-    ("cli", "__main__"),
+    ("arguments", "cli", "__main__"),
 )
 SEPARATE = ("collect", "regressor")  # one row, but neither may import the other
 LAZY_ROOT = "__init__"  # imports nothing when it is imported

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from latpred import cli
+from latpred.arguments import parse_budget
 
 NETWORKS = Path(__file__).parent / "networks"
 MOBILENET = str(NETWORKS / "mobilenet_v2.onnx")
@@ -91,6 +92,11 @@ def test_good_models_are_answered_beside_bad_ones(capsys: pytest.CaptureFixture[
         (("device", "abacus"), "abacus"),
         (("fit", "--device", "never-measured"), "latpred collect"),
         (("collect", "--kinds", "abacus", "--dry-run"), "conv-depthwise"),
+        (("validate", "nowhere.onnx", "--device", "rtx3090"), "nowhere.onnx"),
+        (("validate", MOBILENET, "--device", "rtx3090", "--dim", "nothing=3"), "nothing"),
+        (("validate", MOBILENET, "--measured", "nowhere.json"), "nowhere.json"),
+        (("validate", MOBILENET, "--families", "nowhere.json"), "nowhere.json"),
+        (("validate", MOBILENET, "--save", "no_such_folder/measured.json"), "no_such_folder"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], said: str) -> None:
@@ -144,7 +150,7 @@ def test_device_lists_presets(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_budget_reads_units() -> None:
-    assert [cli.parse_budget(text) for text in ("90s", "15m", "1h", "0.5m")] == [90.0, 900.0, 3600.0, 30.0]
+    assert [parse_budget(text) for text in ("90s", "15m", "1h", "0.5m")] == [90.0, 900.0, 3600.0, 30.0]
 
 
 def test_cold_path_leaves_heavy_libraries_alone() -> None:
