@@ -3,16 +3,20 @@
     python benchmarks/accuracy.py FOLDER_OR_MODEL... [--materialize SCRIPT] [--save measured.json]
     python benchmarks/accuracy.py FOLDER_OR_MODEL... --measured measured.json [--device local] [--home DIR] [--json]
 
-Each network is timed in several processes: all networks once, then all again, so that a slow minute is nobody's own
-and the difference between rounds is the noise floor. The measured latency is the median over rounds of each round's
-median. Graphs without weights get seeded random ones.
+Measured as `latpred validate` does it (`latpred.collect.rounds`), compared as it does it (`latpred.validation`): each
+network in several rounds, with the machine's drift cancelled by a reference graph beside each. Graphs without weights
+get seeded random ones.
 
 Baselines:
 
 - FLOPs: latency proportional to FLOPs; the factor is the median over the networks of all *other* families;
 - FLOPs + traffic: linear in FLOPs, bytes and launches, least relative squares over the networks of other families;
 - roofline: the sum of the kernels' three-level roofline times on the predictor's device;
-- unfused: the sum of all ops as the file has them, each predicted as its own kernel by the same regressors.
+- unfused: the sum of all ops as the file has them, each predicted as its own kernel by the same regressors;
+- nn-Meter recipe: random forests on absolute latency from nn-Meter's features, trained on the predictor's dataset
+  (`nn_meter.py`); kernels that it has no predictor for count as 0, as published;
+- nn-Meter + every kind: the same, with a forest for each of those kinds too;
+- another measurement: the first round as the prediction of the others, the noise floor.
 
 A family is the part of the name before ``__``, or what ``--families families.json`` says.
 """
@@ -27,190 +31,275 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from coverage import fill_weights, models
+from coverage import models
+from nn_meter import Forests, fit_forests, predictor_of
 from tabulate import tabulate
 
 import latpred
+from latpred import home as homes
+from latpred.collect import rounds
 from latpred.collect.ort import OrtRunner
-from latpred.collect.runner import RunPlan
+from latpred.collect.processor import identify
+from latpred.collect.weights import runnable
+from latpred.comparison import Compared
 from latpred.errors import LatpredError
 from latpred.graph import read
 from latpred.kernels.detect import detect
 from latpred.metrics import Errors, errors_of
+from latpred.store import Dataset
+from latpred.validation import Validation, compare, load_families
 
-Fill = Callable[[onnx.ModelProto], onnx.ModelProto]
-Measured = dict[str, list[float]]  # network -> median latency of each round, s
+OWN, FLOOR = "latpred", "another measurement"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One network: what was measured, what was predicted, and what the baselines start from."""
+    """One network: what was measured and predicted, and what the baselines start from."""
 
-    name: str
-    family: str
-    measured_s: float
-    noise: float  # largest relative difference between rounds
-    predicted_s: float
-    interval_s: tuple[float, float]
-    coverage: float
+    compared: Compared
     flops: float
     traffic_bytes: float
     launches: float
     roofline_s: float
     unfused_s: float
 
-
-def measure(paths: Sequence[Path], rounds: int, fill: Fill, threads: int, budget_s: float) -> Measured:
-    """Median latency in s of each network in each round; a new process every few networks."""
-    plan = RunPlan(threads=threads, profile=False, min_latency_runs=9, max_latency_runs=200, latency_budget_s=budget_s,
-                   warmup_runs=3, timeout_s=300.0)  # fmt: skip
-    found: Measured = {}
-    for turn in range(rounds):
-        with OrtRunner(runs_per_process=5) as runner:
-            for index, path in enumerate(paths):
-                model = fill(onnx.load(path, load_external_data=False)).SerializeToString()
-                try:
-                    latency_s = runner.measure(model, plan).latency_s
-                except LatpredError as error:
-                    print(f"{path.stem}: {error}", file=sys.stderr)
-                    continue
-                found.setdefault(path.stem, []).append(latency_s)
-                progress = f"round {turn + 1}/{rounds} {index + 1}/{len(paths)}"
-                print(f"{progress} {path.stem} {latency_s * 1e3:.3f} ms", file=sys.stderr, flush=True)
-    return found
+    @property
+    def measured_s(self) -> float:
+        """Median of the rounds, drift cancelled."""
+        return self.compared.measured_s
 
 
-def predict(
-    paths: Sequence[Path], measured: Measured, families: Mapping[str, str], predictor: latpred.Predictor
-) -> list[Row]:
-    """Predictions and the ingredients of the baselines."""
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Predictions in s, network by network, and their errors against the drift-cancelled latencies."""
+
+    predicted_s: Sequence[float]
+    errors: Errors
+    raw_mape: float  # against the latencies as the clock gave them
+
+    @classmethod
+    def of(cls, predicted_s: Sequence[float], rows: Sequence[Row]) -> Method:
+        """Errors of one method."""
+        raw = errors_of(predicted_s, [row.compared.raw_measured_s for row in rows])
+        return cls(predicted_s, errors_of(predicted_s, [row.measured_s for row in rows]), raw.mape)
+
+
+def measure(paths: Mapping[str, Path], options: argparse.Namespace) -> rounds.Measurements:
+    """All networks in rounds; progress goes to the error stream."""
+    if options.materialize:
+        materialize = runpy.run_path(str(options.materialize))["materialize"]
+
+        def filled(path: Path) -> bytes:
+            return bytes(materialize(onnx.load(path, load_external_data=False)).SerializeToString())
+    else:
+        filled = runnable
+
+    def told(step: rounds.Step) -> None:
+        what = step.error if step.latency_s is None else f"{step.latency_s * 1e3:.3f} ms"
+        print(f"round {step.round}/{step.rounds} {step.place}/{step.networks} {step.name} {what}", file=sys.stderr)
+
+    def model_of(path: Path) -> Callable[[], bytes]:
+        return lambda: filled(path)
+
+    return rounds.measure_rounds(
+        {name: model_of(path) for name, path in paths.items()},
+        OrtRunner,
+        rounds.round_plan(options.threads or 1, options.budget, profile=False),
+        options.rounds,
+        told,
+        processor=identify().label,
+        paths={name: str(path) for name, path in paths.items()},
+    )
+
+
+def rows_of(validation: Validation, paths: Mapping[str, Path], predictor: latpred.Predictor) -> list[Row]:
+    """The ingredients of the baselines, from the kernels that were predicted."""
     rules = predictor.estimator.rules
     unfused_rules = rules.revised({name: replace(rule, holds=False) for name, rule in rules.rules.items()})
     rows = []
-    for path in paths:
-        samples = measured.get(path.stem)
-        if not samples:
-            continue
-        try:
-            graph = read(path)
-            unfused = predictor.predict_kernels(detect(graph, unfused_rules).kernels)
-            prediction = predictor.predict(path)
-        except LatpredError as error:
-            print(f"{path.stem}: {error}", file=sys.stderr)
-            continue
-        work = [(entry.kernel.work, entry.kernel.repeat) for entry in prediction.kernels]
+    for compared in validation.compared:
+        kernels = compared.prediction.kernels
+        unfused = predictor.predict_kernels(detect(read(paths[compared.name]), unfused_rules).kernels)
+        work = [(entry.kernel.work, entry.kernel.repeat) for entry in kernels]
         rows.append(
             Row(
-                path.stem,
-                families.get(path.stem, path.stem.partition("__")[0]),
-                statistics.median(samples),
-                max(samples) / min(samples) - 1,
-                prediction.latency_s,
-                prediction.interval_s,
-                prediction.coverage,
+                compared,
                 float(sum(w.flops * repeat for w, repeat in work)),
                 float(sum(w.traffic_bytes * repeat for w, repeat in work)),
                 float(sum(repeat for _, repeat in work)),
-                sum(entry.roofline_s for entry in prediction.kernels),
+                sum(entry.roofline_s for entry in kernels),
                 sum(entry.latency_s for entry in unfused),
             )
         )
     return rows
 
 
+def others_of(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """Networks of other families; all, where there is one family only."""
+    return [other for other in rows if other.compared.family != row.compared.family] or list(rows)
+
+
 def linear_baseline(rows: Sequence[Row], columns: Callable[[Row], tuple[float, ...]]) -> list[float]:
     """Each network by a non-negative linear model of the other families, least relative squares."""
     from scipy.optimize import nnls
 
-    predicted = []
+    predicted_s = []
     for row in rows:
-        others = [other for other in rows if other.family != row.family] or list(rows)
+        others = others_of(row, rows)
         design = np.array([columns(other) for other in others]) / np.array([[other.measured_s] for other in others])
         scale = design.max(axis=0)
         scale[scale == 0] = 1.0
         factors, _ = nnls(design / scale, np.ones(len(others)))
-        predicted.append(float(np.dot(columns(row), factors / scale)))
-    return predicted
+        predicted_s.append(float(np.dot(columns(row), factors / scale)))
+    return predicted_s
 
 
 def flops_baseline(rows: Sequence[Row]) -> list[float]:
     """Each network's FLOPs times the median s/FLOP of the other families."""
-    predicted = []
-    for row in rows:
-        others = [other for other in rows if other.family != row.family] or list(rows)
-        predicted.append(row.flops * statistics.median(other.measured_s / max(other.flops, 1.0) for other in others))
-    return predicted
+    return [
+        row.flops * statistics.median(other.measured_s / max(other.flops, 1.0) for other in others_of(row, rows))
+        for row in rows
+    ]
 
 
-def methods(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Predicted latencies in s by method."""
-    return {
-        "latpred": [row.predicted_s for row in rows],
+def work_columns(row: Row) -> tuple[float, ...]:
+    """FLOPs, bytes and launches: what the linear baseline is linear in."""
+    return row.flops, row.traffic_bytes, row.launches
+
+
+def methods(rows: Sequence[Row], forests: Forests | None) -> dict[str, Method]:
+    """Every method on the same networks; without forests those of nn-Meter are left out."""
+    predicted_s: dict[str, Sequence[float]] = {
+        OWN: [row.compared.prediction.latency_s for row in rows],
         "unfused": [row.unfused_s for row in rows],
         "roofline": [row.roofline_s for row in rows],
-        "FLOPs + traffic": linear_baseline(rows, lambda row: (row.flops, row.traffic_bytes, row.launches)),
+        "FLOPs + traffic": linear_baseline(rows, work_columns),
         "FLOPs": flops_baseline(rows),
     }
+    if forests:
+        networks = [[entry.kernel for entry in row.compared.prediction.kernels] for row in rows]
+        predicted_s["nn-Meter recipe"] = forests.networks_s(networks)
+        predicted_s["nn-Meter + every kind"] = forests.networks_s(networks, every_kind=True)
+    return {name: Method.of(values, rows) for name, values in predicted_s.items()}
 
 
-def report(rows: Sequence[Row], by_method: Mapping[str, list[float]], errors: Mapping[str, Errors]) -> str:
-    """One line a network, worst first, then one a method."""
-    measured = [row.measured_s for row in rows]
-    baselines = [name for name in by_method if name != "latpred"]
-    worst_first = sorted(range(len(rows)), key=lambda i: -abs(rows[i].predicted_s / measured[i] - 1))
-    networks = tabulate(
-        [
-            (
-                rows[i].name,
-                f"{measured[i] * 1e3:.3f}",
-                f"{rows[i].predicted_s * 1e3:.3f}",
-                f"{100 * (rows[i].predicted_s / measured[i] - 1):+.1f}",
-                "yes" if rows[i].interval_s[0] <= measured[i] <= rows[i].interval_s[1] else "no",
-                f"{100 * (rows[i].interval_s[1] - rows[i].interval_s[0]) / rows[i].predicted_s:.0f}",
-                f"{100 * rows[i].noise:.1f}",
-                *(f"{100 * (by_method[name][i] / measured[i] - 1):+.0f}" for name in baselines),
-            )
-            for i in worst_first
-        ],
-        headers=(
-            "network", "measured ms", "predicted ms", "error %", "inside", "width %", "rounds differ %",
-            *(f"{name} %" for name in baselines),
-        ),
-        disable_numparse=True,
-        colalign=("left", *["right"] * (6 + len(by_method) - 1)),
-    )  # fmt: skip
-    summary = tabulate(
+def noise_floor(measurements: rounds.Measurements, validation: Validation) -> Method | None:
+    """The first round of each network as the prediction of the others; None where there is one round only."""
+    if validation.noise is None:
+        return None
+    again = [network for network in measurements.networks if len(network.rounds) > 1]
+    raw_s = [[one.latency_s for one in network.rounds] for network in again]
+    raw = errors_of([first_s for first_s, *_ in raw_s], [statistics.median(rest_s) for _, *rest_s in raw_s])
+    return Method([one.first_s for one in validation.compared], validation.noise, raw.mape)
+
+
+def forests_of(options: argparse.Namespace) -> Forests | None:
+    """nn-Meter's forests from the dataset that the predictor was fitted on; None where it is not at hand."""
+    found = homes.find_model(options.device, options.threads, options.home)
+    dataset = found.path.parent.parent / "datasets" / found.path.name if found else None
+    if dataset is None or not (dataset / "meta.json").is_file():
+        print(f"nn-Meter is left out: no dataset lies beside the predictor of {options.device}", file=sys.stderr)
+        return None
+    return fit_forests(Dataset.open(dataset).kernels())
+
+
+def without_predictor(rows: Sequence[Row]) -> float:
+    """Share of the predicted kernel time for which nn-Meter has no predictor, mean over networks."""
+    shares = []
+    for row in rows:
+        kernels = row.compared.prediction.kernels
+        unknown_s = sum(entry.latency_s for entry in kernels if predictor_of(entry.kernel) is None)
+        shares.append(unknown_s / sum(entry.latency_s for entry in kernels))
+    return statistics.fmean(shares)
+
+
+HEADERS = ("method", "MAPE %", "raw MAPE %", "median %", "RMSPE %", "bias %", "in 5 %", "in 10 %", "worst %",
+           "Spearman", "Kendall")  # fmt: skip
+
+
+def summary_table(by_method: Mapping[str, Method]) -> str:
+    """One line a method."""
+    return tabulate(
         [
             (
                 name,
-                f"{100 * e.mape:.2f}",
-                f"{100 * e.median:.2f}",
-                f"{100 * e.rmspe:.2f}",
-                f"{100 * e.bias:+.2f}",
-                f"{100 * e.within_5:.1f}",
-                f"{100 * e.within_10:.1f}",
-                f"{100 * e.worst:.1f}",
-                f"{e.spearman:.4f}",
+                f"{100 * method.errors.mape:.2f}",
+                f"{100 * method.raw_mape:.2f}",
+                f"{100 * method.errors.median:.2f}",
+                f"{100 * method.errors.rmspe:.2f}",
+                f"{100 * method.errors.bias:+.2f}",
+                f"{100 * method.errors.within_5:.1f}",
+                f"{100 * method.errors.within_10:.1f}",
+                f"{100 * method.errors.worst:.1f}",
+                f"{method.errors.spearman:.4f}",
+                f"{method.errors.kendall:.4f}",
             )
-            for name, e in errors.items()
+            for name, method in by_method.items()
         ],
-        headers=("method", "MAPE %", "median %", "RMSPE %", "bias %", "in 5 %", "in 10 %", "worst %", "Spearman"),
+        headers=HEADERS,
         disable_numparse=True,
-        colalign=("left", *["right"] * 8),
+        colalign=("left", *["right"] * (len(HEADERS) - 1)),
     )
-    inside = statistics.fmean(low <= row.measured_s <= high for row in rows for low, high in (row.interval_s,))
-    width = statistics.median((row.interval_s[1] - row.interval_s[0]) / row.predicted_s for row in rows)
-    noise = [row.noise for row in rows]
-    return (
-        f"{networks}\n\n{summary}\n\n"
-        f"{len(rows)} networks of {len({row.family for row in rows})} families; baselines by FLOPs and traffic leave "
-        "the network's own family out.\n"
-        f"90 % interval: {100 * inside:.1f} % inside, median width {100 * width:.1f} % of the latency; "
-        f"rounds differ by {100 * statistics.fmean(noise):.2f} % (mean)"
+
+
+def network_table(rows: Sequence[Row], by_method: Mapping[str, Method]) -> str:
+    """One line a network, worst first: the prediction, then the error of each baseline."""
+    baselines = [name for name in by_method if name not in (OWN, FLOOR)]
+
+    def line(index: int) -> tuple[str, ...]:
+        row, compared = rows[index], rows[index].compared
+        return (
+            compared.name,
+            f"{row.measured_s * 1e3:.3f}",
+            f"{compared.prediction.latency_s * 1e3:.3f}",
+            f"{100 * compared.error:+.1f}",
+            "yes" if compared.inside else "no",
+            f"{100 * compared.retest:.1f}",
+            *(f"{100 * (by_method[name].predicted_s[index] / row.measured_s - 1):+.0f}" for name in baselines),
+        )
+
+    worst_first = sorted(range(len(rows)), key=lambda i: -abs(rows[i].compared.error))
+    headers = ("network", "measured ms", "predicted ms", "error %", "inside", "retest %",
+               *(f"{name} %" for name in baselines))  # fmt: skip
+    return tabulate([line(index) for index in worst_first], headers=headers, disable_numparse=True,
+                    colalign=("left", *["right"] * (len(headers) - 1)))  # fmt: skip
+
+
+def report(rows: Sequence[Row], by_method: Mapping[str, Method], validation: Validation) -> str:
+    """Networks, methods, and what the figures mean."""
+    return "\n\n".join(
+        (
+            network_table(rows, by_method),
+            summary_table(by_method),
+            f"{validation.device}, measured on {validation.measured_on}: {validation.regime}.\n"
+            f"{len(rows)} networks of {len({row.compared.family for row in rows})} families; baselines by FLOPs and "
+            "traffic leave the network's own family out.\n"
+            "Drift is cancelled by the reference graph beside each measurement; raw is as the clock gave it.\n"
+            f"90 % interval: {100 * validation.coverage:.1f} % inside, median width {100 * validation.width:.1f} % of "
+            f"the latency. Two rounds differ by {100 * validation.retest:.2f} % on average, "
+            f"{100 * validation.raw_retest:.2f} % raw; the reference drifted by a factor of {validation.drift:.3f}.\n"
+            f"nn-Meter has no predictor for {100 * without_predictor(rows):.1f} % of the kernel time, mean over "
+            "networks.",
+        )
     )
+
+
+def to_dict(rows: Sequence[Row], by_method: Mapping[str, Method], validation: Validation) -> dict[str, Any]:
+    """The same for programs; shares and errors are fractions."""
+    return {
+        "networks": len(rows),
+        "methods": {name: {**m.errors.to_dict(), "raw_mape": m.raw_mape} for name, m in by_method.items()},
+        "interval_coverage": validation.coverage,
+        "interval_width": validation.width,
+        "retest": validation.retest,
+        "raw_retest": validation.raw_retest,
+        "drift": validation.drift,
+        "failed": dict(validation.failed),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,36 +309,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--families", type=Path, help="JSON object: network -> family")
     parser.add_argument("--measured", type=Path, help="latencies that an earlier run saved")
     parser.add_argument("--save", type=Path, help="where to save the measured latencies")
-    parser.add_argument("--rounds", type=int, default=2, help="times that every network is measured (default 2)")
-    parser.add_argument("--budget", type=float, default=0.5, metavar="S", help="s of runs a network and round")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every network is measured (default 3)")
+    parser.add_argument("--budget", type=float, default=0.3, metavar="S", help="s of runs a network and round")
     parser.add_argument("--device", default="local")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--json", action="store_true", help="print an object instead of tables")
     options = parser.parse_args(arguments)
-    paths = models(options.paths)
-    if options.measured:
-        measured: Measured = json.loads(options.measured.read_text())
-    else:
-        fill = runpy.run_path(str(options.materialize))["materialize"] if options.materialize else fill_weights
-        measured = measure(paths, options.rounds, fill, options.threads or 1, options.budget)
-    if options.save:
-        options.save.write_text(json.dumps(measured, indent=1))
-    families = json.loads(options.families.read_text()) if options.families else {}
-    predictor = latpred.load(options.device, options.threads, options.home)
-    for warning in predictor.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    rows = predict(paths, measured, families, predictor)
-    if not rows:
-        print("no network was both measured and predicted", file=sys.stderr)
+    paths = rounds.names_of(models(options.paths))
+    try:
+        measurements = (
+            rounds.select(rounds.load(options.measured), paths, str(options.measured))
+            if options.measured
+            else measure(paths, options)
+        )
+        if options.save:
+            rounds.save(measurements, options.save)
+        predictor = latpred.load(options.device, options.threads, options.home)
+        families = load_families(options.families) if options.families else {}
+        validation = compare(measurements, predictor, families)
+        for warning in validation.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        for name, why in validation.failed.items():
+            print(f"{name}: {why}", file=sys.stderr)
+        rows = rows_of(validation, paths, predictor)
+        by_method = methods(rows, forests_of(options))
+    except LatpredError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    by_method = methods(rows)
-    errors = {name: errors_of(values, [row.measured_s for row in rows]) for name, values in by_method.items()}
-    if options.json:
-        print(json.dumps({name: e.to_dict() for name, e in errors.items()}, indent=1))
-    else:
-        print(report(rows, by_method, errors))
-    return 0
+    if floor := noise_floor(measurements, validation):
+        by_method[FLOOR] = floor
+    print(json.dumps(to_dict(rows, by_method, validation), indent=1) if options.json
+          else report(rows, by_method, validation))  # fmt: skip
+    return 1 if validation.failed else 0
 
 
 if __name__ == "__main__":

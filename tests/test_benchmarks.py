@@ -1,0 +1,355 @@
+"""The arithmetic of the benchmarks' baselines, on cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from synthetic import DEVICE, META, gemm, measured, relu
+
+from latpred import estimators, regressor
+from latpred.calibration import Between
+from latpred.collect.rounds import MeasuredNetwork, Measurements, Round, save
+from latpred.comparison import Compared
+from latpred.errors import InputError
+from latpred.fit import fit_samples, whole_graphs
+from latpred.forest import Forest
+from latpred.graph import AttributeValue, Spec
+from latpred.kernels.features import FEATURES, features, features_and_terms
+from latpred.kernels.fusion import default_rules
+from latpred.kernels.kernel import Context, Kernel
+from latpred.kernels.roofline import roofline_s
+from latpred.metrics import errors_of
+from latpred.prediction import KernelPrediction, Prediction
+from latpred.regressor import Settings
+from latpred.store import Dataset, KernelSample, pack_kernel, signature
+from latpred.validation import compare
+
+ROOT = Path(__file__).parent.parent
+LSTM = ROOT / "tests" / "networks" / "lstm_2x256bi.onnx"
+FAST = Settings(trees=20, learning_rate=0.3)
+
+
+def benchmark(name: str) -> ModuleType:
+    """A script of the folder that is no package."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+nn_meter, accuracy, ablation, budget = map(benchmark, ("nn_meter", "accuracy", "ablation", "budget"))
+
+
+def kernel_of(
+    op_type: str, inputs: list[Spec], output: tuple[int, ...], kind: str = "any", **attributes: AttributeValue
+) -> Kernel:
+    return Kernel(kind, op_type, "", "k", ("k",), tuple(inputs), (Spec(output),), attributes)
+
+
+# -- nn-Meter --------------------------------------------------------------------------------------------------------
+
+
+def test_convolution_has_the_features_of_the_paper() -> None:
+    stem = kernel_of("Conv", [Spec((1, 3, 224, 224)), Spec((32, 3, 3, 3), constant=True)], (1, 32, 112, 112),
+                     kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))  # fmt: skip
+    parameters = 32 * (3 * 3 * 3 + 1)
+    expected = (224, 3, 32, 3, 2, 112 * 112 * parameters / 1e6, parameters / 1e6)
+    assert nn_meter.predictor_of(stem) == "conv-bn-relu"
+    assert nn_meter.convolution(stem) == pytest.approx(expected)
+
+
+def test_depthwise_convolution_has_one_filter_a_channel() -> None:
+    depthwise = kernel_of("Conv", [Spec((1, 32, 112, 112)), Spec((32, 1, 3, 3), constant=True)], (1, 32, 112, 112),
+                          kernel_shape=(3, 3), strides=(1, 1), pads=(1, 1, 1, 1), group=32)  # fmt: skip
+    assert nn_meter.predictor_of(depthwise) == "dwconv-bn-relu"
+    assert nn_meter.depthwise(depthwise) == pytest.approx((112, 32, 32, 3, 1, 112 * 112 * 320 / 1e6, 320 / 1e6))
+
+
+def test_matrix_product_forgets_its_rows() -> None:
+    few, many = gemm(1, 3072, 768), gemm(197, 3072, 768)
+    assert nn_meter.predictor_of(many) == "fc"
+    assert nn_meter.fully_connected(few) == nn_meter.fully_connected(many)
+    assert nn_meter.fully_connected(few) == pytest.approx((768, 3072, 1537 * 3072 / 2e6, 1537 * 3072 / 1e6))
+
+
+def test_features_of_the_other_predictors() -> None:
+    image, wide = Spec((1, 64, 56, 28)), Spec((1, 96, 56, 28))
+    pool = kernel_of("MaxPool", [image], (1, 64, 28, 14), kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
+    assert nn_meter.pooling(pool) == (56, 64, 64, 3, 2)
+    assert nn_meter.elementwise(kernel_of("Relu", [image], image.shape)) == (56, 64)
+    assert nn_meter.addition(kernel_of("Add", [image, wide], image.shape)) == (56, 64, 96)
+    assert nn_meter.concatenation(kernel_of("Concat", [image, wide], (1, 160, 56, 28))) == (56, 2, 64, 96, 0, 0)
+    five = kernel_of("Concat", [image, wide, image, image, wide], (1, 384, 56, 28))
+    assert nn_meter.concatenation(five) == (56, 5, 64, 96, 64, 64)
+
+
+def test_a_kind_without_predictor_counts_as_zero() -> None:
+    softmax = kernel_of("Softmax", [Spec((8, 100))], (8, 100), kind="softmax")
+    known = relu(64, 64)
+    rows = [KernelSample(k, s, 1.0, signature(k), i) for i in range(6) for k, s in ((known, 2e-3), (softmax, 5e-3))]
+    forests = nn_meter.fit_forests(rows)
+    thrice = replace(known, repeat=3)
+    assert nn_meter.predictor_of(softmax) is None
+    assert forests.kernels_s([softmax, known]) == pytest.approx([0.0, 2e-3])
+    assert forests.networks_s([[softmax, thrice], [known], []]) == pytest.approx([6e-3, 2e-3, 0.0])
+    assert forests.networks_s([[softmax, thrice], [known], []], every_kind=True) == pytest.approx([11e-3, 2e-3, 0.0])
+
+
+def test_forests_learn_absolute_latency_from_shapes() -> None:
+    sizes = [8, 16, 32, 64, 128]
+    rows = [KernelSample(relu(n, n), n * 1e-6, 1.0, str(n), i) for i in range(8) for n in sizes]
+    predicted_s = nn_meter.fit_forests(rows).kernels_s([relu(n, n) for n in sizes])
+    assert predicted_s == pytest.approx([n * 1e-6 for n in sizes], rel=0.3)
+    assert predicted_s[0] < predicted_s[2] < predicted_s[4]
+
+
+def test_forests_need_samples() -> None:
+    with pytest.raises(InputError, match="latpred collect"):
+        nn_meter.fit_forests([])
+
+
+# -- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def row(family: str, measured_s: float, flops: float, traffic: float = 0.0, launches: float = 0.0) -> object:
+    prediction = Prediction(family, "toy", measured_s, (0.9 * measured_s, 1.1 * measured_s), 0.9, 1.0, ())
+    one = Compared(family, family, measured_s, 2 * measured_s, 0.0, 0.0, prediction)
+    return accuracy.Row(one, flops, traffic, launches, measured_s / 4, measured_s * 3)
+
+
+def test_linear_baseline_recovers_a_planted_law() -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        flops, traffic, launches = 10 ** rng.uniform(8, 10), 10 ** rng.uniform(6, 8), float(rng.integers(10, 300))
+        rows.append(row(f"f{i}", 2e-11 * flops + 1e-10 * traffic + 3e-6 * launches, flops, traffic, launches))
+    predicted_s = accuracy.linear_baseline(rows, accuracy.work_columns)
+    assert predicted_s == pytest.approx([r.measured_s for r in rows], rel=1e-6)
+    # One family measures ten times too slow: its own networks must not tell the law that predicts them.
+    slow = [replace(r, compared=replace(r.compared, measured_s=10 * r.measured_s)) for r in rows[:1]]
+    again_s = accuracy.linear_baseline([*slow, *rows[1:]], accuracy.work_columns)
+    assert again_s[0] == pytest.approx(rows[0].measured_s, rel=1e-6)
+
+
+def test_flops_baseline_leaves_the_family_out() -> None:
+    rows = [row("slow", 4.0, 1e9), row("slow", 8.0, 2e9), row("fast", 1.0, 1e9), row("fast", 3.0, 2e9)]
+    # Of the others: 1e-9 and 1.5e-9 s/FLOP for the slow ones, 4e-9 twice for the fast ones.
+    assert accuracy.flops_baseline(rows) == pytest.approx([1.25, 2.5, 4.0, 8.0])
+
+
+def test_methods_on_one_table() -> None:
+    rows = [row("a", 4.0, 1e9), row("b", 8.0, 2e9), row("c", 1.0, 3e9)]
+    by_method = accuracy.methods(rows, None)
+    assert list(by_method) == ["latpred", "unfused", "roofline", "FLOPs + traffic", "FLOPs"]
+    assert by_method["latpred"].errors.mape == pytest.approx(0.0)
+    assert by_method["latpred"].raw_mape == pytest.approx(0.5)  # the clock gave twice as much
+    assert by_method["unfused"].errors.mape == pytest.approx(2.0)
+    assert by_method["roofline"].errors.bias == pytest.approx(-0.75)
+    assert "Kendall" in accuracy.summary_table(by_method)
+
+
+def test_share_of_time_that_nn_meter_does_not_know() -> None:
+    softmax = kernel_of("Softmax", [Spec((8, 100))], (8, 100), kind="softmax")
+    entries = tuple(KernelPrediction(k, s, "learned", "memory", s) for k, s in ((softmax, 1e-3), (relu(8, 8), 3e-3)))
+    one = row("a", 4e-3, 1e9)
+    known = replace(one, compared=replace(one.compared, prediction=replace(one.compared.prediction, kernels=entries)))
+    assert accuracy.without_predictor([known]) == pytest.approx(0.25)
+
+
+def networks(path: Path = LSTM) -> Measurements:
+    """Three rounds of one network; the machine was 10 % slower in the second one."""
+    took = ((0.0100, 0.0030), (0.0110, 0.0033), (0.0104, 0.0030))
+    rounds = tuple(Round(latency_s, 0.0, reference_s, i) for i, (latency_s, reference_s) in enumerate(took))
+    return Measurements("Toy CPU", "onnxruntime", "1.2.3", 1, "2026", (MeasuredNetwork(path.stem, str(path), rounds),))
+
+
+def test_noise_floor_takes_the_first_round_for_a_prediction() -> None:
+    validation = compare(networks(), accuracy.latpred.load("epyc-zen4"))
+    floor = accuracy.noise_floor(networks(), validation)
+    # Drift cancelled: 10.0 ms against the median of 10.0 and 10.4; raw: 10.0 against that of 11.0 and 10.4.
+    assert floor.errors.mape == pytest.approx(0.2 / 10.2)
+    assert floor.raw_mape == pytest.approx(0.7 / 10.7)
+
+
+def test_accuracy_from_saved_measurements(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "forests_of", lambda options: None)  # the shipped dataset takes a minute to fit
+    save(networks(), tmp_path / "measured.json")
+    code = accuracy.main([str(LSTM), "--measured", str(tmp_path / "measured.json"), "--device", "epyc-zen4", "--json"])
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert code == 0
+    assert found["networks"] == 1
+    assert found["drift"] == pytest.approx(1.1)
+    assert set(found["methods"]) >= {"latpred", "FLOPs", "another measurement"}
+    assert "epyc-zen4" in err  # the reference machine is not this one
+
+
+# -- ablation --------------------------------------------------------------------------------------------------------
+
+
+def test_hidden_columns_are_those_named_and_no_others() -> None:
+    hidden = set(ablation.hidden_columns(ablation.MIRRORING))
+    assert {"window_filled_out", "product_filled_n", "product_packing_share", "own_in_near"} < hidden
+    assert {"rows_inner_alignment", "resize_resize_filled_row", "window_row_alignment"} < hidden
+    assert not hidden & {"macs", "read_bytes", "compute_s", "window_channels_in", "product_m", "window_stride_width"}
+    views = set(ablation.hidden_columns(ablation.VIEWS))
+    assert "product_m" in views
+    assert not views & {"macs", "inner_in", "roofline_s", "own_in_near", "cycle_in_shared"}
+
+
+def test_every_pattern_hides_something() -> None:
+    for variant in ablation.ABLATIONS:
+        for pattern in variant.hidden:
+            assert ablation.hidden_columns([pattern]), f"{variant.key}: no feature is like {pattern}"
+
+
+@pytest.mark.parametrize("variant", ablation.ABLATIONS, ids=lambda variant: variant.key)
+def test_a_variant_sees_all_but_its_hidden_columns(variant: object) -> None:
+    kernels = [gemm(100, 200, 64), relu(64, 64)]
+    full, (rows, _) = features(kernels, DEVICE), ablation.seen_by(variant)(kernels, DEVICE)
+    hidden = [FEATURES.index(name) for name in ablation.hidden_columns(variant.hidden)]
+    rest = [i for i in range(len(FEATURES)) if i not in hidden]
+    assert np.isnan(rows[:, hidden]).all()
+    np.testing.assert_array_equal(rows[:, rest], full[:, rest])
+
+
+def test_without_context_a_kernel_stands_by_itself() -> None:
+    (variant,) = (v for v in ablation.ABLATIONS if not v.context)
+    cold = replace(relu(64, 64), context=Context(reuse_bytes=2**30, cycle_bytes=2**31))
+    rows, terms = ablation.seen_by(variant)([cold], DEVICE)
+    np.testing.assert_array_equal(rows, features([relu(64, 64)], DEVICE))
+    assert terms.total_s[0] < features_and_terms([cold], DEVICE)[1].total_s[0]  # no longer read from off chip
+
+
+def test_absolute_target_knows_no_roofline() -> None:
+    (variant,) = (v for v in ablation.ABLATIONS if not v.roofline_target)
+    kernels = [gemm(100, 200, 64), relu(64, 64)]
+    _, terms = ablation.seen_by(variant)(kernels, DEVICE)
+    assert terms.total_s.tolist() == [1e-6, 1e-6]
+    np.testing.assert_array_equal(terms.compute_s, features_and_terms(kernels, DEVICE)[1].compute_s)
+
+
+def test_one_level_of_memory_is_the_last_one() -> None:
+    copied_bytes = 2 * 4 * 64 * 64  # read and written; 10e9 B/s off chip, 1 us of dispatch
+    assert roofline_s(relu(64, 64), ablation.one_level(DEVICE)) == pytest.approx(copied_bytes / 10e9 + 1e-6, rel=1e-3)
+    assert roofline_s(relu(64, 64), DEVICE) == pytest.approx(copied_bytes / 100e9 + 1e-6, rel=1e-3)
+
+
+def test_averaged_forest_is_what_lightgbm_predicts() -> None:
+    import lightgbm
+
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 2)).astype(np.float32)
+    target = 3 + 2 * rows[:, 0] + rows[:, 1]
+    parameters = ablation.RANDOM_FOREST.parameters(len(rows))
+    boosters = {
+        kind: lightgbm.train(parameters, lightgbm.Dataset(rows, target * size, feature_name=["x", "y"]), trees)
+        for kind, size, trees in (("one", 1.0, 5), ("other", -7.0, 8))
+    }
+    forest = ablation.averaged(Forest.compile({k: b.model_to_string() for k, b in boosters.items()}, ["x", "y"]))
+    for kind, booster in boosters.items():
+        mine, its = forest.predict(rows, [kind] * len(rows)), booster.predict(rows)
+        np.testing.assert_allclose(mine, its, rtol=1e-4, atol=1e-4)
+
+
+def test_patches_last_no_longer_than_the_variant() -> None:
+    before = regressor.features_and_terms, estimators.features_and_terms, regressor.FEWEST_FOR_LAW
+    (variant,) = (v for v in ablation.ABLATIONS if v.key == "c")
+    rows = measured(graphs=12)
+    with ablation.without(variant):
+        assert len(rows) < regressor.FEWEST_FOR_LAW
+        assert regressor.features_and_terms is not before[0]
+        lawless = fit_samples(rows, [], DEVICE, default_rules(), META, settings=FAST)
+    assert before == (regressor.features_and_terms, estimators.features_and_terms, regressor.FEWEST_FOR_LAW)
+    assert not any(kind.law for kind in lawless.kinds)
+
+
+def test_what_stands_behind_the_regressors_is_taken_off() -> None:
+    bundle = fit_samples(measured(graphs=12), [], DEVICE, default_rules(), META, settings=FAST).bundle
+    bundle = replace(bundle, manifest=replace(bundle.manifest, between=Between(scale=1.1, fixed_s=2e-6)))
+    of = {variant.key: ablation.taken_apart(variant, bundle) for variant in ablation.ABLATIONS}
+    assert of["a"] == bundle
+    assert of["g"].manifest.between == Between()
+    assert of["g"].rules == bundle.rules
+    assert of["h"].manifest.between == bundle.manifest.between
+    assert not any(rule.holds for rule in of["h"].rules.rules.values())
+
+
+def test_variants_share_the_full_fit_where_only_its_surroundings_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+
+    def fitted(variant: object, given: object) -> object:
+        fits.append(variant.key)  # type: ignore[attr-defined]
+        settings = replace(FAST, trees=5 if variant.key == "d" else 20)  # type: ignore[attr-defined]
+        return fit_samples(given.kernels, given.graphs, DEVICE, given.rules, META, settings=settings)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(ablation, "fit_variant", fitted)
+    rows = measured(graphs=12)
+    packed = [[{**pack_kernel(r.kernel), "latency_s": r.latency_s} for r in rows if r.record == i] for i in range(12)]
+    whole_s = [1.5 * sum(kernel["latency_s"] for kernel in kernels) for kernels in packed]
+    records = [{"kernels": kernels, "latency": {"median_s": s}} for kernels, s in zip(packed, whole_s, strict=True)]
+    graphs = whole_graphs(enumerate(records))
+    given = ablation.Measured(rows, graphs, DEVICE, default_rules(), META, networks())
+    results = list(ablation.run([v for v in ablation.ABLATIONS if v.key in "adg"], given))
+    assert fits == ["a", "d"]
+    assert [result.ablation.key for result in results] == ["a", "d", "g"]
+    full, _, bare = results
+    assert full.kernel_mape == bare.kernel_mape < results[1].kernel_mape
+    assert full.networks != bare.networks
+    assert len(ablation.table(results).splitlines()) == 2 + 3
+
+
+# -- budget ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_campaign_is_a_budget_and_a_folder() -> None:
+    assert budget.parse_campaign("2m=homes/2m") == (2.0, Path("homes/2m"))
+    for text in ("homes/2m", "2m=", "soon=homes/2m"):
+        with pytest.raises(budget.argparse.ArgumentTypeError):
+            budget.parse_campaign(text)
+
+
+def test_the_dataset_of_a_home(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one dataset"):
+        budget.dataset_of(tmp_path)
+    Dataset.create(tmp_path / "datasets" / "local-1t", META)
+    assert budget.dataset_of(tmp_path) == tmp_path / "datasets" / "local-1t"
+    assert budget.dataset_of(tmp_path / "datasets" / "local-1t") == tmp_path / "datasets" / "local-1t"
+    Dataset.create(tmp_path / "datasets" / "local-2t", META)
+    with pytest.raises(InputError, match="found 2"):
+        budget.dataset_of(tmp_path)
+
+
+def test_a_plot_puts_every_point_where_it_belongs() -> None:
+    lines = budget.plot({"o": [(1.0, 10.0), (4.0, 5.0), (16.0, 0.0)]}, "MAPE %", (0.0, 10.0)).splitlines()
+    assert lines[0] == "MAPE %"
+    rows = [line.partition("|")[2] for line in lines[1:-2]]
+    marks = [(y, x) for y, cells in enumerate(rows) for x, cell in enumerate(cells) if cell == "o"]
+    middle = (budget.WIDTH - 1) / 2
+    assert (marks[0], marks[-1]) == ((0, 0), (budget.HEIGHT - 1, budget.WIDTH - 1))
+    assert marks[1][1] == pytest.approx(middle, abs=0.6)  # 4 lies half way from 1 to 16 on a logarithmic axis
+    assert marks[1][0] == pytest.approx((budget.HEIGHT - 1) / 2, abs=0.6)
+    assert lines[1].split()[0] == "10.0"
+    assert lines[-1].split() == ["1", "2", "4", "8", "16", "minutes"]
+
+
+def test_a_plot_of_one_point_stands() -> None:
+    assert "o" in budget.plot({"o": [(15.0, 4.0)]}, "MAPE %")
+
+
+def test_report_says_what_others_needed() -> None:
+    errors = errors_of([1.04, 0.9], [1.0, 1.0])
+    text = budget.report([budget.Campaign(1.0, 40, 900, errors), budget.Campaign(15.0, 600, 9000, errors)])
+    assert "| 7.00 |" in " ".join(text.split())  # (4 % + 10 %) / 2
+    assert "3600" in text  # 2.5 days in minutes
+    assert all(name in text for name in ("nn-Meter", "LitePred", "graph networks"))
