@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 
 from latpred import home as homes
@@ -56,13 +57,14 @@ def collect(
     Parameters
     ----------
     order : Order
-        The budget counts the measuring of kernels; roofline, rules and the fit come on top.
+        The budget counts the measuring of kernels; roofline, rules and the fit come on top. Less of it is used where
+        the validation error stops falling.
     progress : callable
         Told after every composite graph.
     stage : callable
         Told what begins: ``"measuring the roofline"``.
     jobs : int
-        Processes of the fit; -1 for one a core.
+        Processes of the fit, and of the quick fits between measurements; -1 for one a core.
 
     Raises
     ------
@@ -83,7 +85,7 @@ def collect(
         kinds=order.kinds,
         seed=order.seed,
         progress=progress,
-        error_by_kind=errors_by_kind,
+        error_by_kind=partial(errors_by_kind, jobs=jobs),
     ).run()
     if summary.interrupted:
         return Collected(folders, summary, None)

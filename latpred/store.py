@@ -46,6 +46,7 @@ class Meta:
     latpred_version: str = ""
     seed: int = 0  # of the stream of configurations
     noise_floor: Mapping[str, float] = field(default_factory=dict)  # relative differences, by what was repeated
+    reference_s: float | None = None  # usual latency of the reference graph: the machine's speed, an absolute one
     facts: Mapping[str, Any] = field(default_factory=dict)  # pinning, governor and such: told, never compared
     schema_version: int = SCHEMA_VERSION
 
@@ -179,6 +180,10 @@ class Dataset:
         """Store how far two measurements of the same thing differ."""
         self.set_meta(replace(self.meta, noise_floor=dict(noise_floor)))
 
+    def note_reference(self, reference_s: float) -> None:
+        """Store how long the reference graph usually took."""
+        self.set_meta(replace(self.meta, reference_s=reference_s))
+
     def append(self, record: Record) -> None:
         """Write one record so that it survives a power cut: own gzip member, flushed to the disk.
 
@@ -230,14 +235,15 @@ class Dataset:
         return list(kept.items())
 
     def kernels(self) -> list[KernelSample]:
-        """Measured kernels of `samples`; within one record equal signatures are merged (weighted mean)."""
+        """Measured kernels of `samples`; within one record equal ones that find the caches alike are merged."""
         rows: list[KernelSample] = []
         for ordinal, record in self.samples():
-            merged: dict[str, list[tuple[Kernel, float, float]]] = {}
+            merged: dict[tuple[str, tuple[int, int, int]], list[tuple[Kernel, float, float]]] = {}
             for packed in record["kernels"]:
                 kernel = unpack_kernel(packed)
-                merged.setdefault(signature(kernel), []).append((kernel, packed["latency_s"], _weight(packed)))
-            for group, same in merged.items():
+                key = signature(kernel), kernel.context.distances
+                merged.setdefault(key, []).append((kernel, packed["latency_s"], _weight(packed)))
+            for (group, _), same in merged.items():
                 total = sum(weight for *_, weight in same)
                 latency_s = sum(latency * weight for _, latency, weight in same) / total
                 rows.append(KernelSample(same[0][0], latency_s, min(total, 2.0), group, ordinal))

@@ -1,14 +1,13 @@
 import gzip
-import itertools
 from collections import Counter
 
 import pytest
 
-from latpred.collect.campaign import REFERENCE_WINDOW, Campaign, preview
+from latpred.collect.campaign import Campaign, preview
 from latpred.collect.matching import match
-from latpred.collect.noise import noise_floor
+from latpred.collect.noise import campaign_reference_s, noise_floor
 from latpred.collect.ort import OrtRunner
-from latpred.collect.refinement import refined_weights
+from latpred.collect.refinement import refined_weights, validation_error
 from latpred.collect.runner import NullRunner, ProfiledKernel, RunResult
 from latpred.collect.synthesize import reference
 from latpred.collect.templates import TEMPLATES
@@ -17,6 +16,7 @@ from latpred.graph import Spec, read
 from latpred.kernels.detect import detect
 from latpred.kernels.fusion import default_rules
 from latpred.kernels.kernel import Kernel
+from latpred.report.tables import summary_table
 from latpred.store import Dataset, Meta
 
 META = Meta("local", "EPYC", "onnxruntime", "1.31.1", threads=1)
@@ -39,29 +39,34 @@ def perfect(model):
 
 
 class Script:
-    """Answers for composites, and a list of latencies for the reference (the last one for ever)."""
+    """Answers for composites, and a list of latencies for the reference (the last one for ever); time is made up."""
 
-    def __init__(self, references_s=(0.002,), answer=perfect):
+    def __init__(self, references_s=(0.002,), answer=perfect, step_s=5.0):
         self.references_s = list(references_s)
         self.answer = answer
+        self.step_s = step_s  # a composite takes that long, the reference 0.1 s
+        self.now_s = 1000.0
         self.models = []
 
     def __call__(self, model, call):
         if model == REFERENCE:
+            self.now_s += 0.1
             latency_s = self.references_s.pop(0) if len(self.references_s) > 1 else self.references_s[0]
             return RunResult((latency_s,))
+        self.now_s += self.step_s
         self.models.append(model)
         return self.answer(model)
 
+    def clock(self):
+        return self.now_s
 
-def ticking(step_s):
-    """A clock that advances by a step whenever it is looked at."""
-    return itertools.count(0, step_s).__next__
+    def sleep(self, duration_s):
+        self.now_s += duration_s
 
 
 def campaign(dataset, script, **options):
-    options = {"budget_s": 40.0, "clock": ticking(1.0), "sleep": lambda _: None, **options}
-    return Campaign(dataset, NullRunner(script), RULES, **options)
+    options = {"budget_s": 40.0, **options}
+    return Campaign(dataset, NullRunner(script), RULES, clock=script.clock, sleep=script.sleep, **options)
 
 
 def test_a_campaign_measures_until_the_budget_is_spent(tmp_path):
@@ -80,6 +85,8 @@ def test_a_campaign_measures_until_the_budget_is_spent(tmp_path):
     run = records[0]["run"]
     assert run["time"].endswith("Z")
     assert {"load_average", "latpred_version", "cores", "process"} <= set(run)
+    assert {(record["reference_s"], record["reference_ratio"]) for record in records} == {(0.002, 1.0)}
+    assert dataset.meta.reference_s == 0.002
     rows = dataset.kernels()
     assert all(row.latency_s == pytest.approx(2e-5) for row in rows)
 
@@ -133,9 +140,9 @@ def test_a_disturbed_minute_is_taken_back_and_measured_again(tmp_path):
     dataset = Dataset.create(tmp_path, META)
     # three first ones, then one check that is 10 % off and comes back
     script = Script([0.002, 0.002, 0.002, 0.0022, 0.002])
-    summary = campaign(dataset, script, budget_s=150.0, clock=ticking(2.0)).run()
+    summary = campaign(dataset, script, budget_s=60.0).run()
     voids = [record["voids"] for record in dataset.records() if record["role"] == "void"]
-    assert len(voids) == 1
+    assert voids == [[0, 1]]  # 5 s each: measured before the check that is due after 8 s
     assert summary.remeasured == len(voids[0]) > 0
     assert set(voids[0]).isdisjoint(ordinal for ordinal, _ in dataset.samples())
     repeated = Counter(script.models)
@@ -153,7 +160,7 @@ def test_a_shaken_measurement_is_repeated_and_the_calmer_one_counts(tmp_path):
 
     dataset = Dataset.create(tmp_path, META)
     script = Script(answer=shaken_first)
-    campaign(dataset, script, budget_s=100.0, clock=ticking(4.0)).run()
+    campaign(dataset, script, budget_s=60.0).run()
     assert script.models[0] == script.models[1] != script.models[2]
     assert next(dataset.records())["latency"]["median_s"] == 0.011
 
@@ -161,11 +168,28 @@ def test_a_shaken_measurement_is_repeated_and_the_calmer_one_counts(tmp_path):
 def test_a_machine_that_stays_slower_is_followed(tmp_path):
     dataset = Dataset.create(tmp_path, META)
     script = Script([0.002, 0.002, 0.002, 0.003])
-    summary = campaign(dataset, script, budget_s=80.0, clock=ticking(2.0)).run()
+    summary = campaign(dataset, script).run()
     assert any("changed its speed for good (+50%)" in notice for notice in summary.notices)
     assert not [record for record in dataset.records() if record["role"] == "void"]
-    assert summary.composites > 2
-    assert REFERENCE_WINDOW > 1
+    references_s = [record["reference_s"] for record in dataset.records()]
+    assert references_s == [0.002] * 2 + [0.003] * (summary.composites - 2)
+    assert summary.composites > 3
+
+
+def test_a_campaign_resumed_on_a_slower_day_says_how_much(tmp_path):
+    dataset = Dataset.create(tmp_path, META)
+    first = campaign(dataset, Script(), budget_s=20.0).run()
+    same = campaign(Dataset.open(tmp_path), Script([0.00202]), budget_s=10.0).run()
+    assert same.notices == ()
+    slower = campaign(Dataset.open(tmp_path), Script([0.0022]), budget_s=20.0).run()
+    assert len(slower.notices) == 1
+    assert "(+10%): the reference graph takes 2.2 ms, before it took 2 ms" in slower.notices[0]
+    records = list(dataset.records())
+    assert [record["reference_s"] for record in records] == (
+        [0.002] * first.composites + [0.00202] * same.composites + [0.0022] * slower.composites
+    )
+    assert first.composites > same.composites + slower.composites - first.composites
+    assert Dataset.open(tmp_path).meta.reference_s == campaign_reference_s(records) == 0.00202
 
 
 def test_only_composites_with_wanted_kinds_are_measured(tmp_path):
@@ -176,6 +200,17 @@ def test_only_composites_with_wanted_kinds_are_measured(tmp_path):
         assert "recurrent" in {kernel["kind"] for kernel in record["kernels"]}
 
 
+def planted(errors):
+    """A quick fit whose errors, the same for every kind, are these, look after look (the last one for ever)."""
+    left = list(errors)
+
+    def error_by_kind(dataset):
+        error = left.pop(0) if len(left) > 1 else left[0]
+        return {row.kernel.kind: error for row in dataset.kernels()}
+
+    return error_by_kind
+
+
 def test_errors_by_kind_shift_the_weights(tmp_path):
     asked = []
 
@@ -183,15 +218,47 @@ def test_errors_by_kind_shift_the_weights(tmp_path):
         asked.append(len(dataset))
         return {row.kernel.kind: 0.001 for row in dataset.kernels()} | {"recurrent": 0.9}
 
-    running = campaign(
-        Dataset.create(tmp_path, META), Script(), budget_s=300.0, clock=ticking(8.0), error_by_kind=errors
-    )
-    assert running.weights is None
-    running.run()
-    assert len(asked) == 2
-    assert running.weights is not None
+    running = campaign(Dataset.create(tmp_path, META), Script(step_s=45.0), budget_s=900.0, error_by_kind=errors)
+    assert running.looks.weights is None
+    summary = running.run()
+    assert asked == [7, 10, 13, 16]  # records after 315, 450, 585, 720 s of 900
     total = sum(template.weight for template in TEMPLATES.values())
-    assert running.weights["recurrent"] > 2 * TEMPLATES["recurrent"].weight / total
+    assert running.looks.weights["recurrent"] > 2 * TEMPLATES["recurrent"].weight / total
+    assert [round(elapsed_s) // 45 for elapsed_s, _ in summary.validation] == asked
+
+
+def test_a_campaign_stops_where_the_error_no_longer_falls(tmp_path):
+    script = Script(step_s=60.0)
+    errors = planted([0.08, 0.0502, 0.0499, 0.0498, 0.0499])
+    summary = campaign(Dataset.create(tmp_path, META), script, budget_s=3600.0, error_by_kind=errors).run()
+    # the first look after 315 s, the others 288 s apart, 8 % of the budget: every fifth minute, one of it a repetition
+    assert summary.composites == 6 + 4 * 5 - 1
+    assert not summary.interrupted
+    assert [error for _, error in summary.validation] == pytest.approx([0.08, 0.0502, 0.0499, 0.0498, 0.0499])
+    stopped = "stopped after 26 min of 60: the validation error no longer falls (5.02 -> 4.99 -> 4.98 -> 4.99 %)"
+    assert summary.notices == (stopped,)
+    table = summary_table(summary)
+    assert f"notice: {stopped}" in table
+    assert "validation error 8.0% -> 5.0% -> 5.0% -> 5.0% -> 5.0% (after 6, 11, 16, 21, 26 min)" in table
+
+
+def test_a_campaign_whose_error_falls_uses_its_budget(tmp_path):
+    script = Script(step_s=200.0)
+    errors = planted([0.9**turn for turn in range(20)])
+    summary = campaign(Dataset.create(tmp_path, META), script, budget_s=3600.0, error_by_kind=errors).run()
+    assert summary.elapsed_s >= 3600.0
+    assert len(summary.validation) > 4
+    assert summary.notices == ()
+
+
+def test_ctrl_c_in_a_look_keeps_what_was_measured(tmp_path):
+    def interrupt(dataset):
+        raise KeyboardInterrupt
+
+    dataset = Dataset.create(tmp_path, META)
+    summary = campaign(dataset, Script(step_s=50.0), budget_s=300.0, error_by_kind=interrupt).run()
+    assert summary.interrupted
+    assert summary.composites == len(dataset.samples()) == 3  # 105 s, then it looks
 
 
 def test_preview_runs_nothing():
@@ -265,6 +332,19 @@ def test_templates_that_yield_what_is_predicted_badly_gain_turns():
     # lstm alone is urgent and only b yields it: 0.4 of the turns by priors, 0.6 to b
     assert weights == pytest.approx({"a": 0.4 / 4, "b": 0.4 / 4 + 0.6, "c": 0.4 / 2})
     assert refined_weights([], {}, priors) == {"a": 0.25, "b": 0.25, "c": 0.5}
+
+
+def test_the_validation_error_weighs_kinds_by_their_share_of_time():
+    def record(template, latencies_s):
+        kernels = [{"kind": kind, "latency_s": latency_s} for kind, latency_s in latencies_s.items()]
+        return {"configuration": {"templates": [template]}, "kernels": kernels}
+
+    records = [record("a", {"conv": 1e-3, "lstm": 3e-3}), record("b", {"conv": 2e-3})]
+    # conv: 1/4 of a, all of b; a counts 1/4, b 3/4; nothing is known of lstm: 0.5
+    expected = (0.25 / 4 + 0.75) * 0.04 + (0.75 / 4) * 0.5
+    assert validation_error(records, {"conv": 0.04}, {"a": 1.0, "b": 3.0}) == pytest.approx(expected)
+    # a template that yielded nothing so far takes no part
+    assert validation_error(records[:1], {"conv": 0.0, "lstm": 0.4}, {"a": 1.0, "b": 3.0}) == pytest.approx(0.3)
 
 
 @pytest.mark.measure

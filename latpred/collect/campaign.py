@@ -1,47 +1,38 @@
 """A measuring campaign: a budget of time spent on composite graphs, durably, resumably, with an eye on drift.
 
-The first 60 % of the budget follow the stream of configurations by the templates' own weights, in breadth; then the
-caller's errors by kind shift the weights to templates whose kernels are predicted badly and matter much. A small
-reference graph is timed again and again: where it is off its running median, what was measured since it was last
-right is taken back and measured anew.
+A third of the budget follows the stream of configurations by the templates' own weights, in breadth; then looks at
+the error (`latpred.collect.looks`) shift the weights to templates whose kernels are predicted badly and matter much,
+and end the campaign where the error no longer falls. A small reference graph is timed again and again
+(`latpred.collect.reference_watch`): where it is off its running median, what was measured since it was last right is
+taken back and measured anew.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from latpred.collect.looks import ErrorByKind, Looks
 from latpred.collect.matching import match
-from latpred.collect.noise import noise_floor
-from latpred.collect.refinement import refined_weights
+from latpred.collect.noise import campaign_reference_s, noise_floor
+from latpred.collect.recording import measurement_record
+from latpred.collect.reference_watch import ReferenceWatch, Speed
 from latpred.collect.runner import Runner, RunPlan, RunResult
 from latpred.collect.sample import Configuration, configuration
-from latpred.collect.surroundings import memory_limit_bytes, rounded, surroundings
-from latpred.collect.synthesize import Composite, reference, synthesize
+from latpred.collect.surroundings import memory_limit_bytes, surroundings
+from latpred.collect.synthesize import Composite, synthesize
 from latpred.errors import LatpredError, MeasurementError
 from latpred.graph import read
 from latpred.kernels.detect import detect
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Kernel
-from latpred.packing import pack_kernel
 from latpred.store import Dataset
 
 __all__ = ["Campaign", "ErrorByKind", "Progress", "Summary", "preview"]
 
-ErrorByKind = Callable[[Dataset], Mapping[str, float]]
-
-BREADTH_SHARE = 0.6
-REFINEMENTS_AT = (0.6, 0.8)  # shares of the budget
-LEAST_BUDGET_TO_REFINE_S = 240.0
-REFERENCE_EVERY_S = 15.0
-REFERENCE_TOLERANCE = 0.04
-REFERENCE_WINDOW = 9
-REFERENCE_RETRIES = 5
-FIRST_REFERENCES = 3
 REPEAT_EVERY = 20  # composites
 REPEAT_DISTANCE = 10  # composites between a measurement and its repetition, at least
 REMEASURING_LIMIT = 0.25  # of the budget
@@ -77,6 +68,7 @@ class Summary:
     elapsed_s: float
     interrupted: bool
     noise_floor: Mapping[str, float]
+    validation: tuple[tuple[float, float], ...] = ()  # elapsed_s of each look, validation error then
     notices: tuple[str, ...] = ()
 
 
@@ -101,11 +93,9 @@ class Campaign:
     sleep: Callable[[float], None] = time.sleep
     # state
     started_s: float = 0.0
-    weights: Mapping[str, float] | None = None
+    looks: Looks | None = None  # None without `error_by_kind`
+    watch: ReferenceWatch = field(init=False)
     pace: float = 1.0  # how much slower than estimated this machine is, as a power of two
-    references_s: deque[float] = field(default_factory=lambda: deque(maxlen=REFERENCE_WINDOW))
-    checked_s: float = 0.0  # when the reference was last right
-    reference_ratio: float = 1.0
     fresh: list[tuple[int, Configuration]] = field(default_factory=list)  # measured since: ordinals, configurations
     again: deque[Configuration] = field(default_factory=deque)
     remeasuring_s: float = 0.0
@@ -118,7 +108,14 @@ class Campaign:
     remeasured: int = 0
     times_s: list[tuple[float, float]] = field(default_factory=list)  # matched, all profiled
     notices: list[str] = field(default_factory=list)
-    refined: int = 0
+    stopped: bool = False  # before the budget was spent, for the error no longer fell
+
+    def __post_init__(self) -> None:
+        self.watch = ReferenceWatch(
+            self.runner, self._plan({}), self._say, self.clock, self.sleep, notices=self.notices
+        )
+        if self.error_by_kind is not None:
+            self.looks = Looks(self.dataset, self.error_by_kind, self.budget_s, self.clock, notices=self.notices)
 
     @property
     def elapsed_s(self) -> float:
@@ -131,10 +128,7 @@ class Campaign:
         interrupted = False
         try:
             index = self._resume()
-            for _ in range(FIRST_REFERENCES):
-                self.references_s.append(self._time_reference())
-            self.checked_s = self.clock()
-            while self.elapsed_s < self.budget_s:
+            while self.elapsed_s < self.budget_s and not self.stopped:
                 found = self._next(index)
                 if found is None:
                     break
@@ -149,6 +143,9 @@ class Campaign:
         floor = noise_floor(self.dataset.records())
         if floor:
             self.dataset.note_noise_floor(floor)
+        reference_s = campaign_reference_s(self.dataset.records())
+        if reference_s:
+            self.dataset.note_reference(reference_s)
         matched_s = sum(matched for matched, _ in self.times_s)
         profiled_s = sum(profiled for _, profiled in self.times_s)
         return Summary(
@@ -161,14 +158,17 @@ class Campaign:
             self.elapsed_s,
             interrupted,
             floor,
+            tuple(self.looks.validation) if self.looks else (),
             tuple(self.notices),
         )
 
     def _resume(self) -> int:
-        """Index of the first configuration that the dataset does not have."""
+        """Take up what the dataset has; index of the first configuration that it has not."""
         last = -1
+        samples = 0
         for record in self.dataset.records():
             self.ordinal += 1
+            samples += record.get("role", "sample") == "sample"
             made = record.get("configuration")
             if made and made["seed"][0] == self.seed:
                 last = max(last, made["index"])
@@ -176,6 +176,10 @@ class Campaign:
         self.notices += self.dataset.notices
         if self.ordinal:
             self._say(f"going on after {self.ordinal} records")
+        self.watch.start(campaign_reference_s(self.dataset.records()), self.started_s + self.budget_s)
+        if self.looks:
+            self.looks.start(samples)
+            self._look()
         return last + 1
 
     def _next(self, index: int) -> tuple[int, tuple[Configuration, Composite, tuple[Kernel, ...]]] | None:
@@ -185,7 +189,7 @@ class Campaign:
                 made = self.again.popleft()
                 self.remeasured += 1
             else:
-                made = configuration(self.seed, index, self.weights)
+                made = configuration(self.seed, index, self.looks.weights if self.looks else None)
                 made = replace(made, target_s=made.target_s / self.pace)
                 index += 1
             try:
@@ -199,13 +203,13 @@ class Campaign:
         self.notices.append(f"no composite of {MOST_SKIPPED} has a kernel of the kinds {', '.join(self.kinds)}")
         return None
 
-    def _plan(self, composite: Composite) -> RunPlan:
+    def _plan(self, integer_limits: Mapping[str, int]) -> RunPlan:
         short = self.budget_s <= SHORT_BUDGET_S
         return RunPlan(
             threads=self.dataset.meta.threads,
             provider=self.dataset.meta.provider,
             options=self.dataset.meta.options,
-            integer_limits=composite.integer_limits,
+            integer_limits=integer_limits,
             profile_budget_s=0.25 if short else 0.4,
             min_profiled_runs=8 if short else 12,
             latency_budget_s=0.1 if short else 0.2,
@@ -223,35 +227,9 @@ class Campaign:
             self._fail(made, error)
             return
         matching = match(kernels, result.kernels)
-        record = {
-            "role": role,
-            "configuration": {**made.to_dict(), "target_s": made.target_s, "pace": self.pace},
-            "latency": {name: rounded(value) for name, value in result.summary().items()},
-            "kernels": [
-                {
-                    **pack_kernel(replace(kernel, ops=(kernel.name,))),
-                    "latency_s": rounded(event.latency_s),
-                    "samples": event.samples,
-                    "spread": rounded(event.spread, 2),
-                }
-                for kernel, event in matching.matched
-            ],
-            "unmatched": [
-                {"name": event.name, "op_type": event.op_type, "latency_s": rounded(event.latency_s * event.launches)}
-                for event in matching.unmatched
-            ],
-            "unmeasured": [{"name": kernel.name, "op_type": kernel.op_type} for kernel in matching.unmeasured],
-            "weight_bytes": composite.weight_bytes,
-            "reference_ratio": rounded(self.reference_ratio),
-            "run": {
-                "profiled_runs": result.profiled_runs,
-                "load_s": rounded(result.load_s),
-                "cores": list(result.cores),
-                "process": result.process,
-                **surroundings(),
-            },
-        }
-        self._append(record)
+        self._append(
+            measurement_record(role, made, self.pace, composite.weight_bytes, result, matching, self.watch)
+        )
         profiled_s = sum(event.latency_s * event.launches for event in result.kernels)
         self.times_s.append((matching.matched_share * profiled_s, profiled_s))
         if role == "sample":
@@ -264,7 +242,7 @@ class Campaign:
 
     def _steady(self, composite: Composite) -> RunResult:
         """A measurement; one that something else on the machine shook is repeated once, and the calmer one counts."""
-        plan = self._plan(composite)
+        plan = self._plan(composite.integer_limits)
         start_s = self.clock()
         result = self.runner.measure(composite.model, plan)
         shaken = result.iqr_s / result.latency_s
@@ -291,54 +269,39 @@ class Campaign:
         self.ordinal += 1
 
     def _upkeep(self) -> None:
-        """What is due between composites: the reference, a repetition, a refinement."""
-        if self.clock() - self.checked_s > REFERENCE_EVERY_S:
+        """What is due between composites: the reference, a repetition, a look at the error."""
+        if self.watch.due:
             self._check_reference()
         if self.composites and self.composites % REPEAT_EVERY == 0 and len(self.done) > REPEAT_DISTANCE:
             made = self.done[(self.composites * 7) % (len(self.done) - REPEAT_DISTANCE)]
             self.done.append(made)  # moves the count of those that may come next, so that one is not taken forever
             composite = synthesize(made)
             self._measure(made, composite, detect(read(composite.model), self.rules).kernels, role="repeat")
-        due = self.refined < len(REFINEMENTS_AT) and self.elapsed_s > REFINEMENTS_AT[self.refined] * self.budget_s
-        if due and self.error_by_kind is not None and self.budget_s >= LEAST_BUDGET_TO_REFINE_S:
-            self._refine(self.error_by_kind)
+        self._look()
 
-    def _refine(self, error_by_kind: ErrorByKind) -> None:
-        """Give the turns to come to the templates that the errors call for."""
-        self.refined += 1
-        self._say("looking where the error is")
-        try:
-            errors = error_by_kind(self.dataset)
-        except LatpredError as error:
-            self.notices.append(f"measured on in breadth, for the errors by kind could not be told: {error}")
+    def _look(self) -> None:
+        """Where a look is due: give the turns to come to the templates that the errors call for, or stop."""
+        if not self.looks or not self.looks.due(self.elapsed_s, self.ordinal):
             return
-        self.weights = refined_weights([record for _, record in self.dataset.samples()], errors)
+        self._say("looking where the error is")
+        self.looks.look(self.elapsed_s, self.ordinal)
+        if self.looks.no_longer_falls(self.elapsed_s):
+            self.stopped = True
+            self.notices.append(
+                f"stopped after {self.elapsed_s / 60:.0f} min of {self.budget_s / 60:.0f}: "
+                f"the validation error no longer falls ({self.looks.last_errors})"
+            )
 
     def _check_reference(self) -> None:
-        """Time the reference; where it is off, wait for it to come back and take back what was measured meanwhile."""
-        usual_s = statistics.median(self.references_s) if self.references_s else 0.0
-        for attempt in range(REFERENCE_RETRIES):
-            now_s = self._time_reference()
-            self.reference_ratio = now_s / usual_s if usual_s else 1.0
-            if abs(self.reference_ratio - 1.0) <= REFERENCE_TOLERANCE:
-                if attempt and self.fresh:
-                    self._take_back()
-                break
-            if self.elapsed_s > self.budget_s:
-                break
-            self._say(f"the reference is {self.reference_ratio - 1.0:+.0%} off its median: waiting")
-            self.sleep(1.0)
-        else:
-            self.notices.append(f"the machine changed its speed for good ({self.reference_ratio - 1.0:+.0%})")
-            self.references_s.clear()
-            self.reference_ratio = 1.0
-        self.references_s.append(now_s)
+        """Where the machine was disturbed, take back what was measured since its speed was last right."""
+        since_s = self.watch.checked_s
+        speed = self.watch.check(self.started_s + self.budget_s)
+        if speed is Speed.DISTURBED and self.fresh:
+            self._take_back(self.clock() - since_s)
         self.fresh.clear()
-        self.checked_s = self.clock()
 
-    def _take_back(self) -> None:
+    def _take_back(self, spoiled_s: float) -> None:
         """Void what a disturbed minute spoiled and queue it again, unless that would eat the budget."""
-        spoiled_s = self.clock() - self.checked_s
         if self.remeasuring_s + spoiled_s > REMEASURING_LIMIT * self.budget_s:
             self.notices.append(
                 f"{len(self.fresh)} composites of a disturbed minute were kept: too little time is left"
@@ -348,13 +311,6 @@ class Campaign:
         self._append({"role": "void", "voids": [ordinal for ordinal, _ in self.fresh], **surroundings()})
         self.again.extend(made for _, made in self.fresh)
         self._say(f"a disturbed minute: {len(self.fresh)} composites are measured again")
-
-    def _time_reference(self) -> float:
-        composite = reference()
-        plan = replace(
-            self._plan(composite), profile=False, min_latency_runs=20, max_latency_runs=80, latency_budget_s=0.2
-        )
-        return self.runner.measure(composite.model, plan).latency_s
 
     def _say(self, message: str) -> None:
         self.progress(

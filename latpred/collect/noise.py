@@ -1,4 +1,4 @@
-"""The noise floor: how far two measurements of the same composite, apart in time and process, differ."""
+"""What a campaign says of its own measurements: how far two of the same composite differ, and the machine's speed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["SMALL_S", "noise_floor"]
+__all__ = ["SMALL_S", "campaign_reference_s", "noise_floor"]
 
 SMALL_S = 20e-6  # kernels below are noisier, and told apart
 
@@ -60,6 +60,28 @@ def noise_floor(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     if small:
         floor["kernel_below_20us"] = _median(small)
     return floor
+
+
+def campaign_reference_s(records: Iterable[Mapping[str, Any]]) -> float | None:
+    """Usual latency of the reference graph in a campaign, in s: how fast the machine was, an absolute speed.
+
+    Parameters
+    ----------
+    records
+        Of a dataset.
+
+    Returns
+    -------
+    float or None
+        Median of the records' `reference_s`; None where none has it.
+
+    Examples
+    --------
+    >>> campaign_reference_s([{"reference_s": 0.002}, {"role": "void"}, {"reference_s": 0.003}])
+    0.0025
+    """
+    references_s = [record["reference_s"] for record in records if "reference_s" in record]
+    return statistics.median(references_s) if references_s else None
 
 
 def _difference(first_s: float, second_s: float) -> float:

@@ -275,5 +275,9 @@ def summary_table(summary: Summary) -> str:
         shares = {what: share for what, share in summary.noise_floor.items() if what != "repeats"}
         floor = ", ".join(f"{what.replace('_', ' ')} {share:.1%}" for what, share in shares.items())
         lines.append(f"noise floor ({summary.noise_floor['repeats']:.0f} graphs measured twice): {floor}")
+    if summary.validation:
+        curve = " -> ".join(f"{error:.1%}" for _, error in summary.validation)
+        minutes = ", ".join(f"{elapsed_s / 60:.0f}" for elapsed_s, _ in summary.validation)
+        lines.append(f"validation error {curve} (after {minutes} min)")
     lines += [f"notice: {notice}" for notice in summary.notices]
     return "\n".join(lines)
