@@ -2,9 +2,9 @@
 
 Between kernels
 ---------------
-``whole = scale * sum of kernels + per_launch_s * launches + fixed_s``, fitted on composite graphs that were timed
-whole and kernel by kernel. `per_launch_s` may be negative: a runtime's profiler adds to each kernel what the
-unprofiled run does not spend.
+``whole = scale * sum of kernels + per_launch_s * launches + per_operand_s * operands + per_dim_s * dims + fixed_s``,
+fitted on composite graphs that were timed whole and kernel by kernel. The middle terms may be negative: a runtime's
+profiler writes down the shape of every operand before it stops its clock, which the unprofiled run does not spend.
 
 The interval
 ------------
@@ -23,15 +23,17 @@ Lei, G'Sell, Rinaldo, Tibshirani, Wasserman: Distribution-free predictive infere
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from math import ceil, exp, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Between", "Calibration", "conformal_multiples", "fit_between", "kind_spread", "network_spread"]
+from latpred.kernels.kernel import Kernel
+
+__all__ = ["Between", "Calibration", "Launches", "conformal_multiples", "fit_between", "kind_spread", "network_spread"]
 
 Floats = NDArray[np.float64]
 
@@ -41,23 +43,55 @@ COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 DEFAULT_FLOOR = 0.02  # two processes, minutes apart, differ by so much
 
 
+class Launches(NamedTuple):
+    """How much a runtime's profiler has to write down for one inference."""
+
+    number: float
+    operands: float = 0.0  # inputs and outputs of all launches
+    dims: float = 0.0  # of all these operands
+
+    @classmethod
+    def of(cls, kernels: Iterable[Kernel]) -> Launches:
+        """Launches of a network, repetitions included."""
+        number = operands = dims = 0
+        for kernel in kernels:
+            number += kernel.repeat
+            operands += kernel.repeat * (len(kernel.inputs) + len(kernel.outputs))
+            dims += kernel.repeat * sum(len(spec.shape) for spec in (*kernel.inputs, *kernel.outputs))
+        return cls(number, operands, dims)
+
+
 @dataclass(frozen=True, slots=True)
 class Between:
     """Whole-network latency from the sum of its kernels."""
 
     scale: float = 1.0
     per_launch_s: float = 0.0
+    per_operand_s: float = 0.0
+    per_dim_s: float = 0.0
     fixed_s: float = 0.0
 
-    def whole_s(self, kernels_s: float, launches: float) -> float:
-        """Latency of a network in s; never below half of its kernels.
+    def whole_s(self, kernels_s: float, launches: Launches) -> float:
+        """Latency of a network in s; never below a third of its kernels.
 
         Examples
         --------
-        >>> Between(1.0, -1e-6, 5e-6).whole_s(1e-3, 100)  # 1000 us - 100 us + 5 us
+        >>> between = Between(1.0, per_launch_s=-1e-6, fixed_s=5e-6)
+        >>> between.whole_s(1e-3, Launches(100))  # 1000 us - 100 us + 5 us
         0.000905
         """
-        return max(self.scale * kernels_s + self.per_launch_s * launches + self.fixed_s, 0.5 * kernels_s)
+        whole_s = (
+            self.scale * kernels_s
+            + self.per_launch_s * launches.number
+            + self.per_operand_s * launches.operands
+            + self.per_dim_s * launches.dims
+            + self.fixed_s
+        )
+        return max(whole_s, kernels_s / 3)
+
+    def times(self, factor: float) -> Between:
+        """Every term times a factor."""
+        return Between(*(factor * getattr(self, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +212,7 @@ def conformal_multiples(log_errors: Floats, spreads: Floats) -> tuple[tuple[floa
     )
 
 
-def fit_between(kernels_s: ArrayLike, launches: ArrayLike, whole_s: ArrayLike) -> Between:
+def fit_between(kernels_s: ArrayLike, launches: Sequence[Launches], whole_s: ArrayLike) -> Between:
     """What lies between kernels, from composite graphs measured whole and kernel by kernel.
 
     Relative errors are minimised, outliers weighing less (Huber), with a pull towards "kernels simply add up".
@@ -187,16 +221,17 @@ def fit_between(kernels_s: ArrayLike, launches: ArrayLike, whole_s: ArrayLike) -
     ----------
     kernels_s : array_like, shape (n,)
         Sum of the measured kernels of each graph, in s.
-    launches : array_like, shape (n,)
+    launches : sequence of Launches, length n
     whole_s : array_like, shape (n,)
         Latency of each whole graph without the profiler, in s.
     """
     whole = np.asarray(whole_s, np.float64)
     if not len(whole):
         return Between()
-    design = np.stack([np.asarray(kernels_s), np.asarray(launches), np.ones(len(whole))], axis=1) / whole[:, None]
-    # Prior: as much as one graph that is off by 5 % says scale 1 +- 0.03, 0 +- 2 us a launch, 0 +- 20 us a run.
-    expected, width = np.array([1.0, 0.0, 0.0]), np.array([0.03, 2e-6, 20e-6])
+    design = np.column_stack([np.asarray(kernels_s), np.array(launches), np.ones(len(whole))]) / whole[:, None]
+    # Prior: as much as one graph that is off by 5 % says scale 1 +- 0.03, 0 +- 2 us a launch, 0.5 an operand, 0.1 a
+    # dim, and 0 +- 20 us a run.
+    expected, width = np.array([1.0, 0.0, 0.0, 0.0, 0.0]), np.array([0.03, 2e-6, 0.5e-6, 0.1e-6, 20e-6])
     noise = 0.05
     weight = np.ones(len(whole))
     solution = expected

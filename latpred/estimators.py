@@ -75,7 +75,7 @@ class _Remembered:
         self._estimates: OrderedDict[Hashable, Estimate] = OrderedDict()
 
     def estimate(self, kernels: Sequence[Kernel]) -> list[Estimate]:
-        keys: list[Hashable] = [(kernel_key(k), k.context.reuse_bytes, k.context.cycle_bytes) for k in kernels]
+        keys: list[Hashable] = [(kernel_key(k), *k.context.distances) for k in kernels]
         new = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if key not in self._estimates}
         known = {key: self._estimates[key] for key in keys if key not in new}
         if new:

@@ -18,6 +18,7 @@ from latpred.calibration import (
     DEFAULT_FLOOR,
     Between,
     Calibration,
+    Launches,
     conformal_multiples,
     fit_between,
     kind_spread,
@@ -29,10 +30,11 @@ from latpred.forest import Forest
 from latpred.kernels.features import FEATURES
 from latpred.kernels.fusion import RuleBook, default_rules
 from latpred.metrics import Errors, errors_of
-from latpred.regressor import FittedKind, Samples, Settings, fit_kinds
+from latpred.packing import unpack_kernel
+from latpred.regressor import FittedKind, Samples, Settings, fit_kinds, held_out_s
 from latpred.store import Dataset, KernelSample, Meta
 
-__all__ = ["FitReport", "WholeGraph", "errors_by_kind", "fit", "fit_samples", "whole_graphs"]
+__all__ = ["FitReport", "WholeGraph", "errors_by_kind", "fit", "fit_samples", "relative_speeds", "whole_graphs"]
 
 Floats = NDArray[np.float64]
 
@@ -40,6 +42,7 @@ FEWEST_GRAPHS = 10  # composite graphs below which no interval is calibrated on 
 QUICK = Settings(trees=80, leaves=15, learning_rate=0.12)
 QUIET = 0.05  # interquartile range over median, of a whole graph's samples
 HIGHEST_FLOOR = 0.05  # a campaign that repeated little in a disturbed hour does not say more than this
+FURTHEST_SPEED = 1.25  # a reference further off than this was itself disturbed
 FURTHEST_SHIFT = 0.05  # held-out graphs may move the scale by so much at most, as a log ratio
 
 
@@ -49,7 +52,7 @@ class WholeGraph:
 
     record: int  # its ordinal in the dataset
     kernels_s: float  # sum of its measured kernels
-    launches: int
+    launches: Launches
     whole_s: float  # without the profiler
 
 
@@ -91,9 +94,10 @@ def fit(
     folder = Path(dataset_path)
     dataset = Dataset.open(folder)
     rules = RuleBook.load(folder / "rules.toml") if (folder / "rules.toml").is_file() else default_rules()
+    speeds = relative_speeds(dataset)
     report = fit_samples(
-        dataset.kernels(),
-        whole_graphs(dataset.samples()),
+        [row._replace(latency_s=row.latency_s * speeds.get(row.record, 1.0)) for row in dataset.kernels()],
+        whole_graphs(dataset.samples(), speeds),
         _device_of(dataset),
         rules,
         dataset.meta,
@@ -107,21 +111,46 @@ def fit(
 def errors_by_kind(dataset: Dataset, jobs: int = 1) -> dict[str, float]:
     """Held-out mean absolute percentage error of each kind, as a fraction, by a quick fit of what is there so far."""
     rows = dataset.kernels()
+    if not rows:
+        return {}
     samples = _samples_of(rows)
-    kinds = fit_kinds(samples, _device_of(dataset), QUICK, jobs) if rows else []
-    return {kind.kind: _summary(kind, samples.latency_s).mape for kind in kinds}
+    off = np.abs(held_out_s(samples, _device_of(dataset), QUICK, jobs) / samples.latency_s - 1.0)
+    kinds = np.array([row.kernel.kind for row in rows])
+    return {kind: float(off[kinds == kind].mean()) for kind in sorted(set(kinds.tolist()))}
 
 
-def whole_graphs(samples: Iterable[tuple[int, Mapping[str, Any]]]) -> list[WholeGraph]:
-    """Records with their ordinals -> those that were timed whole in quiet; kernels that nobody could name count too."""
+def relative_speeds(dataset: Dataset) -> dict[int, float]:
+    """Record -> how much faster than usual the machine ran the reference graph then; latencies are multiplied by it.
+
+    What was measured while the clock was low, or a neighbour busy, is so taken to the campaign's usual speed.
+    Records without a reference are left out.
+    """
+    usual_s = dataset.meta.reference_s
+    if not usual_s:
+        return {}
+    return {
+        ordinal: float(np.clip(usual_s / record["reference_s"], 1 / FURTHEST_SPEED, FURTHEST_SPEED))
+        for ordinal, record in dataset.samples()
+        if record.get("reference_s")
+    }
+
+
+def whole_graphs(
+    samples: Iterable[tuple[int, Mapping[str, Any]]], speeds: Mapping[int, float] | None = None
+) -> list[WholeGraph]:
+    """Records with their ordinals -> those that were timed whole in quiet and whose every launch has a kernel."""
+    speeds = speeds or {}
     graphs = []
     for ordinal, record in samples:
         whole_s = float(record.get("latency", {}).get("median_s", 0.0))
-        launches_s = [float(row["latency_s"]) for row in record["kernels"] for _ in range(int(row.get("repeat", 1)))]
-        launches_s += [float(row["latency_s"]) for row in record.get("unmatched", ())]
+        kernels = [unpack_kernel(row) for row in record["kernels"]]
+        matched_s = sum(
+            float(row["latency_s"]) * kernel.repeat for row, kernel in zip(record["kernels"], kernels, strict=True)
+        )
         unrest = float(record.get("latency", {}).get("iqr_s", 0.0)) / whole_s if whole_s > 0 else 1.0
-        if launches_s and unrest <= QUIET:
-            graphs.append(WholeGraph(ordinal, sum(launches_s), len(launches_s), whole_s))
+        if kernels and not record.get("unmatched") and unrest <= QUIET:
+            speed = speeds.get(ordinal, 1.0)
+            graphs.append(WholeGraph(ordinal, matched_s * speed, Launches.of(kernels), whole_s * speed))
     return graphs
 
 
@@ -166,14 +195,14 @@ def fit_samples(
     samples = _samples_of(rows)
     kinds = fit_kinds(samples, device, settings, jobs)
     summaries = sorted((_summary(kind, samples.latency_s) for kind in kinds), key=lambda row: -row.share)
-    held_out_s = np.zeros(len(rows))
+    unseen_s = np.zeros(len(rows))
     spreads: dict[str, float] = {}
     for kind in kinds:
         measured_s = samples.latency_s[kind.members]
-        held_out_s[kind.members] = kind.held_out_s
+        unseen_s[kind.members] = kind.held_out_s
         spreads[kind.kind] = kind_spread(np.log(measured_s / kind.held_out_s), measured_s)
     computing = {row.kernel.inputs[0].dtype for row in rows if row.kernel.inputs and row.kernel.work.macs}
-    between, calibration, errors = _calibrate(rows, graphs, held_out_s, spreads, _floor_of(meta))
+    between, calibration, errors = _calibrate(rows, graphs, unseen_s, spreads, _floor_of(meta))
     manifest = Manifest(
         device=meta.device,
         processor=meta.processor,
@@ -215,7 +244,7 @@ def _summary(kind: FittedKind, latency_s: Floats) -> KindSummary:
 def _calibrate(
     rows: Sequence[KernelSample],
     graphs: Sequence[WholeGraph],
-    held_out_s: Floats,
+    unseen_s: Floats,
     spreads: dict[str, float],
     floor: float,
 ) -> tuple[Between, Calibration, Errors | None]:
@@ -234,15 +263,15 @@ def _calibrate(
         if not inside:
             continue
         # Rows of equal kernels were merged: their held-out error, in sum, is carried over to the whole graph.
-        off = held_out_s[inside].sum() / sum(rows[i].latency_s for i in inside)
+        off = unseen_s[inside].sum() / sum(rows[i].latency_s for i in inside)
         predicted.append(between.whole_s(graph.kernels_s * off, graph.launches))
         measured.append(graph.whole_s)
         expected.append(
-            network_spread(spreads, floor, [rows[i].kernel.kind for i in inside], held_out_s[inside], list(inside))
+            network_spread(spreads, floor, [rows[i].kernel.kind for i in inside], unseen_s[inside], list(inside))
         )
     shift = float(np.clip(np.median(np.log(np.divide(measured, predicted))), -FURTHEST_SHIFT, FURTHEST_SHIFT))
     factor = float(np.exp(shift))
-    between = Between(between.scale * factor, between.per_launch_s * factor, between.fixed_s * factor)
+    between = between.times(factor)
     predicted = [value * factor for value in predicted]
     multiples = conformal_multiples(np.log(np.divide(measured, predicted)), np.array(expected))
     return between, Calibration(floor, spreads, multiples), errors_of(predicted, measured)

@@ -20,17 +20,19 @@ Floats = NDArray[np.float64]
 
 # Each in s when its factor is 1: a launch takes 1 us, an element or a turn of a loop 1 ns, traffic and arithmetic
 # their roofline time; padded arithmetic counts what fills up the last block of rows, columns, filters or pixels too.
+# What the inner loops read or write over and over (panels of a product, filters of a row) passes at 100 GB/s.
 LAW_TERMS = (
     "launch", "near", "shared", "off_chip", "elements_in", "elements_out", "rows", "runs", "spans", "scattered",
-    "products", "compute", "padded_compute",
+    "products", "compute", "padded_compute", "calls", "streamed_left", "streamed_result", "packed",
 )  # fmt: skip
 _FILLED = (
     "product_filled_m", "product_filled_n", "window_filled_out", "window_filled_filter_blocks", "window_filled_row",
 )  # fmt: skip
 _LAUNCH_S, _TURN_S = 1e-6, 1e-9
+_STREAM_BYTES_PER_S = 1e11
 # What a factor may be at most: a few large samples must not make traffic cost many times its roofline time, or
 # kernels larger than any measured would cost as many times too much.
-_MOST = np.array([30.0, 1.0, 1.0, 1.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0, 3000.0, 3.0, 3.0])
+_MOST = np.array([30.0, 1.0, 1.0, 1.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0, 3000.0, 3.0, 3.0, 300.0, 3.0, 3.0, 10.0])
 _ELEMENT_BY_ELEMENT = 4  # of the ways of a transpose
 FURTHEST = (0.3, 300.0)  # a law's time stays within these multiples of the roofline time
 ROUNDS, SWEEPS = 8, 60
@@ -74,6 +76,10 @@ def law_terms(rows: NDArray[np.float32], terms: Terms) -> Floats:
             counted("product_products") * _TURN_S,
             terms.compute_s,
             terms.compute_s / filled,
+            (counted("product_calls") + counted("window_calls")) * _TURN_S,
+            (counted("product_left_streamed") + counted("window_filters_streamed")) / _STREAM_BYTES_PER_S,
+            (counted("product_result_streamed") + counted("window_result_streamed")) / _STREAM_BYTES_PER_S,
+            counted("product_right_packed") / _STREAM_BYTES_PER_S,
         ],
         axis=1,
     )

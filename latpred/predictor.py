@@ -23,6 +23,7 @@ from onnx import ModelProto
 
 from latpred import home as homes
 from latpred.bundle import Bundle
+from latpred.calibration import Launches
 from latpred.device import load_toml, preset, presets
 from latpred.errors import DeviceError, UnsupportedError
 from latpred.estimators import AnalyticalEstimator, Estimator, LearnedEstimator, kernel_key
@@ -171,7 +172,7 @@ class Predictor:
             warnings.append(f"ops that no table counts, by their traffic alone: {', '.join(detection.unsupported)}")
         warnings += self.estimator.remarks(launched, estimates)
         return _Answer(
-            self.estimator.between.whole_s(sum_s, sum(k.repeat for k in launched)),
+            self.estimator.between.whole_s(sum_s, Launches.of(launched)),
             self.estimator.calibration.spread(
                 [k.kind for k in launched],
                 [entry.latency_s for entry in kernels],

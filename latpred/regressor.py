@@ -20,16 +20,15 @@ from latpred.kernels.features import FEATURES, features_and_terms
 from latpred.kernels.kernel import Kernel
 from latpred.law import fit_law, law_s, law_terms
 
-__all__ = ["FOLDS", "FittedKind", "Samples", "Settings", "fit_kinds"]
+__all__ = ["FOLDS", "FittedKind", "Samples", "Settings", "fit_kinds", "held_out_s"]
 
 Floats = NDArray[np.float64]
+Folds = NDArray[np.intp]
 
 FOLDS = 5
-CHOOSING_FOLDS = (0, 1)  # on which it is decided whether a law stands under the trees
 WHOLE = -1  # instead of a fold: all rows, for use
 FEWEST_FOR_TREES = 20  # distinct shapes
 FEWEST_FOR_LAW = 8
-LAW_GAIN = 0.95  # a law is taken where it brings the held-out error down to this share
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ class FittedKind:
     rows: int
     groups: int  # distinct shapes
     model: str  # LightGBM text; empty where there were too few shapes for trees
-    law: tuple[float, ...]  # factors of the law that the trees correct; empty: they correct the roofline
+    law: tuple[float, ...]  # factors of the law that the trees correct; empty where there were too few shapes
     ratio: float  # median of latency over roofline time
     members: NDArray[np.intp]  # rows of the samples that are of this kind
     held_out_s: Floats  # predictions of those rows by regressors that never saw their shapes
@@ -120,8 +119,8 @@ class _Fit(NamedTuple):
 def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None, jobs: int = 1) -> list[FittedKind]:
     """Fit all kinds, in parallel over kinds and folds.
 
-    Trees correct the roofline, or a linear law where that serves held-out shapes better. Kinds of few shapes have the
-    law alone, or their median ratio to the roofline.
+    Trees correct a linear law, which holds beyond what was measured where trees only repeat the nearest they saw.
+    Kinds of few shapes have the law alone, or their median ratio to the roofline.
 
     Parameters
     ----------
@@ -142,42 +141,14 @@ def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None
     InputError
         When there are no samples, or a latency is not positive and finite.
     """
-    from joblib import Parallel, delayed
-
     settings = settings or Settings()
     table = _table(samples, device, settings)
-    kinds = np.array([kernel.kind for kernel in samples.kernels])
-    members_of = {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(kinds.tolist()))}
-    folds_of = {
-        kind: _folds(table.groups[members], table.records[members], settings.seed)
-        for kind, members in members_of.items()
-    }
-
-    def run(jobs_of_kinds: Iterable[tuple[str, bool, int]]) -> dict[tuple[str, bool, int], _Fit]:
-        tasks = list(jobs_of_kinds)
-        parts = []
-        for kind, by_law, fold in tasks:
-            members, test = members_of[kind], folds_of[kind] == fold
-            known = np.isin(table.groups[members], table.groups[members[test]])  # shapes that the test knows too
-            parts.append((_part(table, members[~known]), _part(table, members[test]), by_law, settings))
-        return dict(zip(tasks, Parallel(n_jobs=jobs)(delayed(_fit)(*part) for part in parts), strict=True))
-
-    choices = {kind: (False, True)[: 1 + (_shapes(table, members) >= FEWEST_FOR_LAW)]
-               for kind, members in members_of.items()}  # fmt: skip
-    fits = run((kind, law, fold) for kind, laws in choices.items() for law in laws for fold in CHOOSING_FOLDS)
-    loss: dict[tuple[str, bool], float] = {}
-    for (kind, law, fold), fit in fits.items():
-        test = members_of[kind][folds_of[kind] == fold]
-        loss[kind, law] = loss.get((kind, law), 0.0) + _loss(table, test, fit.predicted_s)
-    chosen = {kind: loss.get((kind, True), np.inf) < LAW_GAIN * loss[kind, False] for kind in members_of}
-    rest = [WHOLE, *(fold for fold in range(FOLDS) if fold not in CHOOSING_FOLDS)]
-    fits |= run((kind, law, fold) for kind, law in chosen.items() for fold in rest)
+    members_of = _members(samples)
+    folds_of = _folds_of(table, members_of, settings)
+    fits = _fits(table, members_of, folds_of, (WHOLE, *range(FOLDS)), settings, jobs)
     fitted = []
     for kind, members in members_of.items():
-        held_out_s = np.zeros(len(members))
-        for fold in range(FOLDS):
-            held_out_s[folds_of[kind] == fold] = fits[kind, chosen[kind], fold].predicted_s
-        whole = fits[kind, chosen[kind], WHOLE]
+        whole = fits[kind, WHOLE]
         fitted.append(
             FittedKind(
                 kind,
@@ -187,19 +158,78 @@ def fit_kinds(samples: Samples, device: Device, settings: Settings | None = None
                 whole.law,
                 whole.ratio,
                 members,
-                held_out_s,
+                _joined(fits, kind, folds_of[kind]),
                 table.roofline_s[members],
             )
         )
     return fitted
 
 
+def held_out_s(samples: Samples, device: Device, settings: Settings | None = None, jobs: int = 1) -> Floats:
+    """What `fit_kinds` predicts of each sample by regressors that never saw its shape, in s; nothing is kept for use.
+
+    Returns
+    -------
+    ndarray of float64, shape (len(samples.kernels),)
+
+    Raises
+    ------
+    InputError
+        As `fit_kinds` does.
+    """
+    settings = settings or Settings()
+    table = _table(samples, device, settings)
+    members_of = _members(samples)
+    folds_of = _folds_of(table, members_of, settings)
+    fits = _fits(table, members_of, folds_of, range(FOLDS), settings, jobs)
+    predicted_s = np.zeros(len(samples.kernels))
+    for kind, members in members_of.items():
+        predicted_s[members] = _joined(fits, kind, folds_of[kind])
+    return predicted_s
+
+
+def _members(samples: Samples) -> dict[str, NDArray[np.intp]]:
+    """Kind -> its rows."""
+    kinds = np.array([kernel.kind for kernel in samples.kernels])
+    return {kind: np.flatnonzero(kinds == kind) for kind in sorted(set(kinds.tolist()))}
+
+
+def _folds_of(table: _Table, members_of: Mapping[str, NDArray[np.intp]], settings: Settings) -> dict[str, Folds]:
+    return {
+        kind: _folds(table.groups[members], table.records[members], settings.seed)
+        for kind, members in members_of.items()
+    }
+
+
+def _fits(
+    table: _Table,
+    members_of: Mapping[str, NDArray[np.intp]],
+    folds_of: Mapping[str, Folds],
+    which: Iterable[int],
+    settings: Settings,
+    jobs: int,
+) -> dict[tuple[str, int], _Fit]:
+    """(kind, fold) -> what was learned without the fold and the shapes in it."""
+    from joblib import Parallel, delayed
+
+    tasks = [(kind, fold) for fold in which for kind in members_of]
+    parts = []
+    for kind, fold in tasks:
+        members, test = members_of[kind], folds_of[kind] == fold
+        known = np.isin(table.groups[members], table.groups[members[test]])
+        parts.append((_part(table, members[~known]), _part(table, members[test]), settings))
+    return dict(zip(tasks, Parallel(n_jobs=jobs)(delayed(_fit)(*part) for part in parts), strict=True))
+
+
+def _joined(fits: Mapping[tuple[str, int], _Fit], kind: str, folds: Folds) -> Floats:
+    predicted_s = np.zeros(len(folds))
+    for fold in range(FOLDS):
+        predicted_s[folds == fold] = fits[kind, fold].predicted_s
+    return predicted_s
+
+
 def _shapes(table: _Table, members: NDArray[np.intp]) -> int:
     return len(set(table.groups[members].tolist()))
-
-
-def _loss(table: _Table, members: NDArray[np.intp], predicted_s: Floats) -> float:
-    return float(np.sum(table.weight[members] * np.abs(np.log(predicted_s / table.latency_s[members]))))
 
 
 def _table(samples: Samples, device: Device, settings: Settings) -> _Table:
@@ -228,19 +258,19 @@ def _folds(groups: NDArray[np.intp], records: NDArray[np.intp], seed: int) -> ND
     return folds
 
 
-def _fit(learn: _Table, test: _Table, by_law: bool, settings: Settings) -> _Fit:
-    """One kind on one set of rows: the law if asked for, the trees if there are shapes enough."""
+def _fit(learn: _Table, test: _Table, settings: Settings) -> _Fit:
+    """One kind on one set of rows: the law and the trees as far as there are shapes enough."""
     if not len(learn.latency_s):
         return _Fit("", (), 1.0, test.roofline_s)
     ratio = float(np.exp(weighted_median(np.log(learn.latency_s / learn.roofline_s), learn.weight)))
     base_s, test_base_s = learn.roofline_s, test.roofline_s
     law: tuple[float, ...] = ()
-    if by_law:
+    if len(set(learn.groups.tolist())) >= FEWEST_FOR_LAW:
         law = fit_law(learn.law_terms, learn.latency_s, learn.weight)
         base_s = law_s(law, learn.law_terms, learn.roofline_s)
         test_base_s = law_s(law, test.law_terms, test.roofline_s)
     if len(set(learn.groups.tolist())) < FEWEST_FOR_TREES:
-        return _Fit("", law, ratio, test_base_s if by_law else test_base_s * ratio)
+        return _Fit("", law, ratio, test_base_s if law else test_base_s * ratio)
     import lightgbm
 
     target = np.log(learn.latency_s / base_s)

@@ -235,14 +235,15 @@ class Dataset:
         return list(kept.items())
 
     def kernels(self) -> list[KernelSample]:
-        """Measured kernels of `samples`; within one record equal signatures are merged (weighted mean)."""
+        """Measured kernels of `samples`; within one record equal ones that find the caches alike are merged."""
         rows: list[KernelSample] = []
         for ordinal, record in self.samples():
-            merged: dict[str, list[tuple[Kernel, float, float]]] = {}
+            merged: dict[tuple[str, tuple[int, int, int]], list[tuple[Kernel, float, float]]] = {}
             for packed in record["kernels"]:
                 kernel = unpack_kernel(packed)
-                merged.setdefault(signature(kernel), []).append((kernel, packed["latency_s"], _weight(packed)))
-            for group, same in merged.items():
+                key = signature(kernel), kernel.context.distances
+                merged.setdefault(key, []).append((kernel, packed["latency_s"], _weight(packed)))
+            for (group, _), same in merged.items():
                 total = sum(weight for *_, weight in same)
                 latency_s = sum(latency * weight for _, latency, weight in same) / total
                 rows.append(KernelSample(same[0][0], latency_s, min(total, 2.0), group, ordinal))

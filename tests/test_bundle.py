@@ -10,6 +10,7 @@ import pytest
 from synthetic import DEVICE, META, measured
 
 from latpred.bundle import Bundle
+from latpred.calibration import Launches
 from latpred.errors import ArtefactError, DeviceError
 from latpred.fit import FitReport, WholeGraph, fit_samples
 from latpred.kernels.features import features
@@ -23,7 +24,7 @@ def fitted() -> FitReport:
     graphs = []
     for record in range(30):
         sum_s = sum(r.latency_s for r in ROWS if r.record == record)
-        graphs.append(WholeGraph(record, sum_s, 10, 1.01 * sum_s))
+        graphs.append(WholeGraph(record, sum_s, Launches(10), 1.01 * sum_s))
     return fit_samples(ROWS, graphs, DEVICE, default_rules(), META, settings=Settings(trees=20, learning_rate=0.2))
 
 
@@ -58,7 +59,7 @@ def test_the_manifest_says_what_was_reached() -> None:
         assert kind.mape < 0.1 < kind.roofline_mape  # half of the latency or more is beyond the roofline
     assert REPORT.graphs is not None
     assert REPORT.graphs.mape < 0.05
-    assert manifest.between.whole_s(1e-3, 10) == pytest.approx(1.01e-3, rel=0.02)
+    assert manifest.between.whole_s(1e-3, Launches(10)) == pytest.approx(1.01e-3, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["forest.npz", "device.toml"])

@@ -13,34 +13,49 @@ from latpred.calibration import (
     UNKNOWN_SPREAD,
     Between,
     Calibration,
+    Launches,
     conformal_multiples,
     fit_between,
     kind_spread,
     network_spread,
 )
+from latpred.kernels.kernel import Kernel
+from latpred.tensors import Spec
 
 
 def test_what_lies_between_is_recovered_despite_outliers() -> None:
     rng = np.random.default_rng(0)
-    kernels_s = 10 ** rng.uniform(-4, -1, 200)
-    launches = rng.integers(20, 300, 200)
-    whole_s = 1.02 * kernels_s - 1.2e-6 * launches + 8e-6
-    whole_s *= np.exp(rng.normal(0, 0.005, 200))
+    kernels_s = 10 ** rng.uniform(-4, -1, 400)
+    number = rng.integers(20, 300, 400)
+    operands = number * rng.uniform(2, 4, 400)
+    dims = operands * rng.uniform(1, 5, 400)
+    whole_s = 1.02 * kernels_s - 1.2e-6 * number - 0.2e-6 * operands - 0.05e-6 * dims + 8e-6
+    whole_s *= np.exp(rng.normal(0, 0.005, 400))
     whole_s[::20] *= 1.5  # a disturbed minute
-    keep = whole_s > 0.3 * kernels_s
-    between = fit_between(kernels_s[keep], launches[keep], whole_s[keep])
+    keep = np.flatnonzero(whole_s > 0.35 * kernels_s)
+    launches = [Launches(number[i], operands[i], dims[i]) for i in keep]
+    between = fit_between(kernels_s[keep], launches, whole_s[keep])
     assert between.scale == pytest.approx(1.02, abs=0.005)
-    assert between.per_launch_s == pytest.approx(-1.2e-6, abs=0.1e-6)
+    assert between.per_launch_s == pytest.approx(-1.2e-6, abs=0.15e-6)
+    assert between.per_operand_s == pytest.approx(-0.2e-6, abs=0.05e-6)
+    assert between.per_dim_s == pytest.approx(-0.05e-6, abs=0.01e-6)
 
 
 def test_without_graphs_kernels_simply_add_up() -> None:
-    assert fit_between([], [], []) == Between(1.0, 0.0, 0.0)
-    few = fit_between([1e-3], [10], [2e-3])  # one odd graph does not overturn that
-    assert few.whole_s(1e-3, 10) < 1.2e-3
+    assert fit_between([], [], []) == Between()
+    few = fit_between([1e-3], [Launches(10, 20, 40)], [2e-3])  # one odd graph does not overturn that
+    assert few.whole_s(1e-3, Launches(10, 20, 40)) < 1.2e-3
 
 
 def test_a_network_is_never_far_below_its_kernels() -> None:
-    assert Between(1.0, -1e-6, 0.0).whole_s(10e-6, 1000) == pytest.approx(0.5 * 10e-6)
+    assert Between(1.0, -1e-6).whole_s(9e-6, Launches(1000)) == pytest.approx(3e-6)
+
+
+def test_launches_count_operands_and_dims_of_every_repetition() -> None:
+    image, scale, row = Spec((1, 8, 4, 4)), Spec((8, 1, 1), constant=True), Spec((8,))
+    mul = Kernel("binary", "Mul", "", "a", ("a",), (image, scale), (image,), repeat=3)
+    view = Kernel("view", "Flatten", "", "b", ("b",), (image,), (row,))
+    assert Launches.of([mul, view]) == (3 + 1, 3 * 3 + 2, 3 * (4 + 3 + 4) + 4 + 1)
 
 
 def test_spread_by_hand() -> None:

@@ -46,10 +46,13 @@ def test_context_tells_what_moved_in_between() -> None:
     kernels = detected("""g (float[4,8] x) => (float[4,8] y) {
         a = Sin(x) b = Cos(a) c = Tan(b) y = Sub(a, c)
     }""").kernels
-    one_pass = 2 * 4 * 4 * 8  # bytes: read and write of 4 x 8 floats
+    size = 4 * 4 * 8  # bytes of 4 x 8 floats; x, a, b, c and y lie apart, for all are alive when the next is written
     assert [kernel.context.position for kernel in kernels] == [0, 1, 2, 3]
-    assert {kernel.context.cycle_bytes for kernel in kernels} == {3 * one_pass + 3 * 4 * 4 * 8}
-    assert [kernel.context.reuse_bytes for kernel in kernels] == [0, 0, 0, 2 * one_pass]  # a is read two launches on
+    assert {kernel.context.cycle_bytes for kernel in kernels} == {5 * size}
+    # x was read a whole inference ago, a and b are just written; Sub reads a (beneath b and c), then c (beneath a)
+    assert [kernel.context.reuse_bytes for kernel in kernels] == [5 * size, size, size, (3 + 2) * size // 2]
+    # since Sub read a, it read c and wrote y, then Sin read x; the others were touched earlier
+    assert [kernel.context.rewrite_bytes for kernel in kernels] == [4 * size, 5 * size, 5 * size, 5 * size]
 
 
 def test_work_of_a_graph_is_the_sum() -> None:

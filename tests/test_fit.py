@@ -10,10 +10,11 @@ import pytest
 from synthetic import DEVICE, META, gemm, latency_s, measured, relu
 
 from latpred.bundle import Bundle
+from latpred.calibration import Launches
 from latpred.device import dump_toml
 from latpred.errors import ArtefactError, InputError
 from latpred.estimators import LearnedEstimator
-from latpred.fit import errors_by_kind, fit, whole_graphs
+from latpred.fit import errors_by_kind, fit, relative_speeds, whole_graphs
 from latpred.kernels.fusion import default_rules
 from latpred.regressor import Settings
 from latpred.store import Dataset, pack_kernel
@@ -28,9 +29,8 @@ def dataset(folder: Path, graphs: int = 20, overhead_s: float = -1e-6) -> Datase
     for record in range(graphs):
         mine = [row for row in rows if row.record == record]
         kernels = [{**pack_kernel(r.kernel), "latency_s": r.latency_s, "samples": 9, "spread": 0.0} for r in mine]
-        unmatched = [{"name": "odd", "op_type": "Odd", "latency_s": 5e-6}]
-        whole_s = sum(r.latency_s for r in mine) + 5e-6 + overhead_s * 11
-        made.append({"kernels": kernels, "unmatched": unmatched, "latency": {"median_s": whole_s}})
+        whole_s = sum(r.latency_s for r in mine) + overhead_s * len(mine)
+        made.append({"kernels": kernels, "unmatched": [], "latency": {"median_s": whole_s}})
     return made
 
 
@@ -45,17 +45,31 @@ def test_fit_from_folder_to_folder(tmp_path: Path) -> None:
     for kernel, estimate in zip(kernels, LearnedEstimator(bundle).estimate(kernels), strict=True):
         assert estimate.latency_s == pytest.approx(latency_s(kernel), rel=0.15)
         assert estimate.source == "learned"
-    assert bundle.manifest.between.per_launch_s == pytest.approx(-1e-6, abs=0.7e-6)
+    launched = Launches.of([*kernels * 5])  # as many as each graph has
+    assert bundle.manifest.between.whole_s(1e-3, launched) == pytest.approx(1e-3 - 10 * 1e-6, abs=3e-6)
 
 
-def test_whole_graphs_count_what_nobody_could_name() -> None:
+def test_latencies_are_taken_to_the_usual_speed(tmp_path: Path) -> None:
+    made = dataset(tmp_path / "data", graphs=3)
     row = pack_kernel(relu(8, 8)) | {"latency_s": 2e-6}
-    record = {"latency": {"median_s": 1e-4}, "kernels": [row, row | {"repeat": 3}], "unmatched": [{"latency_s": 1e-6}]}
+    for reference_s in (0.0022, 0.002, 0.2):
+        made.append({"latency": {"median_s": 1e-4}, "kernels": [row], "reference_s": reference_s})
+    assert relative_speeds(made) == {}
+    made.note_reference(0.002)
+    assert relative_speeds(made) == pytest.approx({3: 1 / 1.1, 4: 1.0, 5: 1 / 1.25})
+    slow = whole_graphs(made.samples(), relative_speeds(made))[3]
+    assert (slow.whole_s, slow.kernels_s) == pytest.approx((1e-4 / 1.1, 2e-6 / 1.1))
+
+
+def test_whole_graphs_are_quiet_ones_whose_every_launch_has_a_kernel() -> None:
+    row = pack_kernel(relu(8, 8)) | {"latency_s": 2e-6}
+    record = {"latency": {"median_s": 1e-4}, "kernels": [row, row | {"repeat": 3}], "unmatched": []}
+    unnamed = {"latency": {"median_s": 1e-4}, "kernels": [row], "unmatched": [{"latency_s": 1e-6}]}
     disturbed = {"latency": {"median_s": 1e-4, "iqr_s": 2e-5}, "kernels": [row]}
     untimed, empty = {"kernels": [row]}, {"latency": {"median_s": 1.0}, "kernels": []}
-    (graph,) = whole_graphs([(7, record), (8, untimed), (9, empty), (10, disturbed)])
-    assert (graph.record, graph.launches, graph.whole_s) == (7, 1 + 3 + 1, 1e-4)
-    assert graph.kernels_s == pytest.approx(2e-6 * 4 + 1e-6)
+    (graph,) = whole_graphs([(7, record), (8, untimed), (9, empty), (10, disturbed), (11, unnamed)])
+    assert (graph.record, graph.launches, graph.whole_s) == (7, (1 + 3, 4 * 2, 4 * (2 + 2)), 1e-4)
+    assert graph.kernels_s == pytest.approx(2e-6 * 4)
 
 
 def test_errors_by_kind_tell_where_to_measure_more(tmp_path: Path) -> None:

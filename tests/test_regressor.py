@@ -8,9 +8,10 @@ from synthetic import DEVICE, SLOWNESS, latency_s, measured, relu
 
 from latpred.errors import InputError
 from latpred.forest import Forest
-from latpred.kernels.features import FEATURES, features
+from latpred.kernels.features import FEATURES, features_and_terms
 from latpred.kernels.roofline import roofline_s
-from latpred.regressor import FEWEST_FOR_TREES, Samples, Settings, fit_kinds, weighted_median
+from latpred.law import law_s, law_terms
+from latpred.regressor import FEWEST_FOR_TREES, Samples, Settings, fit_kinds, held_out_s, weighted_median
 
 FAST = Settings(trees=60, learning_rate=0.15)
 
@@ -36,11 +37,20 @@ def test_the_law_is_learned_on_shapes_held_out() -> None:
 
 def test_compiled_models_predict_new_kernels() -> None:
     forest = Forest.compile({kind: fitted.model for kind, fitted in FITTED.items()}, FEATURES)
-    fresh = [r.kernel for r in measured(5, seed=99) if not FITTED[r.kernel.kind].law]  # trees on the bare roofline
-    assert len(fresh) >= 20
-    predicted = np.exp(forest.predict(features(fresh, DEVICE), [k.kind for k in fresh]))
-    expected = [latency_s(k) / roofline_s(k, DEVICE) for k in fresh]
-    assert np.abs(predicted / expected - 1).mean() < 0.05
+    fresh = [r.kernel for r in measured(5, seed=99)]
+    rows, terms = features_and_terms(fresh, DEVICE)
+    of_kernel = law_terms(rows, terms)
+    by_law_s = [
+        law_s(FITTED[k.kind].law, of_kernel[[i]], terms.total_s[[i]])[0] for i, k in enumerate(fresh)
+    ]
+    predicted = by_law_s * np.exp(forest.predict(rows, [k.kind for k in fresh]))
+    assert np.abs(predicted / [latency_s(k) for k in fresh] - 1).mean() < 0.05
+
+
+def test_predictions_held_out_are_those_of_the_fit() -> None:
+    predicted_s = held_out_s(samples(ROWS), DEVICE, FAST)
+    for kind in FITTED.values():
+        np.testing.assert_array_equal(predicted_s[kind.members], kind.held_out_s)
 
 
 def test_a_shape_is_never_on_both_sides() -> None:

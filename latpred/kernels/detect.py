@@ -20,6 +20,7 @@ from latpred.kernels.functions import inline_functions
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Context, Kernel, Work
 from latpred.kernels.kinds import kind_of
+from latpred.kernels.residency import IN_PLACE, Touch, distances
 from latpred.kernels.transposes import push_transposes, push_transposes_on_cpu
 from latpred.kernels.work import ABSENT, COUNTED, FREE, traffic_of, work_of
 from latpred.kernels.working import Node, Remark, WorkingGraph
@@ -27,6 +28,10 @@ from latpred.kernels.working import Node, Remark, WorkingGraph
 __all__ = ["STAGES", "Detection", "Stage", "detect"]
 
 Pass = Callable[[WorkingGraph, RuleBook], None]
+
+
+VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout"})
+SHAPE_ONLY = frozenset({"Shape", "Size"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,35 +254,50 @@ def _spec(working: WorkingGraph, name: str) -> Spec:
 
 
 def _with_context(launches: list[_Launch]) -> tuple[Kernel, ...]:
-    """Kernels with their place in the stream of traffic."""
-    cycle_bytes = sum(launch.work.traffic_bytes * launch.repeat for launch in launches)
-    written_at: dict[str, int] = {}  # tensor -> bytes that had moved once it was written
-    moved = 0
-    kernels: list[Kernel] = []
-    for position, launch in enumerate(launches):
+    """Kernels with where their operands lie when they start."""
+    found, cycle_bytes = distances(_touches(launches))
+    return tuple(
+        Kernel(
+            kind=kind_of(launch.node.op_type, launch.node.domain, launch.inputs, launch.node.attributes),
+            op_type=launch.node.op_type,
+            domain=launch.node.domain,
+            name=launch.node.name,
+            ops=launch.node.ops,
+            inputs=launch.inputs,
+            outputs=launch.outputs,
+            attributes=launch.node.attributes,
+            epilogue=launch.node.epilogue,
+            work=launch.work,
+            context=Context(distance.read_bytes, distance.write_bytes, cycle_bytes, position),
+            repeat=launch.repeat,
+        )
+        for position, (launch, distance) in enumerate(zip(launches, found, strict=True))
+    )
+
+
+def _touches(launches: list[_Launch]) -> list[Touch]:
+    known: set[str] = set()  # names with the scope of the body that writes them
+    touches = []
+    for launch in launches:
         node, scope = launch.node, launch.scope
-        largest, size = "", -1
-        for spec, name in zip(launch.inputs, node.inputs, strict=True):
-            if not spec.constant and spec.size_bytes > size:
-                largest, size = name, spec.size_bytes
-        reuse_bytes = moved - written_at.get(scope + largest, 0)
-        moved += launch.work.traffic_bytes * launch.repeat
-        for name in node.outputs:
-            written_at[scope + name] = moved
-        kernels.append(
-            Kernel(
-                kind=kind_of(node.op_type, node.domain, launch.inputs, node.attributes),
-                op_type=node.op_type,
-                domain=node.domain,
-                name=node.name,
-                ops=node.ops,
-                inputs=launch.inputs,
-                outputs=launch.outputs,
-                attributes=node.attributes,
-                epilogue=node.epilogue,
-                work=launch.work,
-                context=Context(reuse_bytes, cycle_bytes, position),
-                repeat=launch.repeat,
+        names = [scope + name if scope + name in known else name for name in node.inputs]
+        unread = node.op_type in SHAPE_ONLY
+        taken = IN_PLACE.get(node.op_type, ())
+        outputs = [scope + name for name in node.outputs if name]
+        known.update(outputs)
+        touches.append(
+            Touch(
+                tuple(
+                    (name, 0 if unread else spec.size_bytes)
+                    for name, spec in zip(names, launch.inputs, strict=True)
+                    if name and not spec.constant
+                ),
+                tuple(
+                    (name, spec.size_bytes, spec.shape) for name, spec in zip(outputs, launch.outputs, strict=True)
+                ),
+                launch.work.weight_bytes,
+                node.op_type in VIEWS,
+                tuple(names[i] for i in taken if i < len(names) and names[i] and not launch.inputs[i].constant),
             )
         )
-    return tuple(kernels)
+    return touches

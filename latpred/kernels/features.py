@@ -6,7 +6,8 @@ views (`latpred.kernels.views`) with what the runtime's blocking makes of them: 
 rows or columns is, how wide an unpadded row is, how large a packed weight.
 
 The blocking mirrors onnxruntime's CPU kernels: channels in blocks of one vector, up to four blocks of filters at a
-time, six pixels at a time in a blocked convolution; 12 rows by two vectors of columns in a matrix product.
+time, six pixels at a time in a blocked convolution; 12 rows by two vectors of columns in a matrix product. What these
+loops read and write over and over is counted too (`*_streamed`), and how often they are entered (`*_calls`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ Columns = Mapping[str, Floats]
 
 FILTER_BLOCKS = 4  # blocks of filters that a blocked convolution computes together
 PIXELS = 6  # output pixels that a blocked convolution computes together
+DEPTH = 128  # input channels that a pointwise convolution takes before it writes its result
+PANEL_COLUMNS, PANEL_DEPTH = 128, 256  # of the right operand that a matrix product goes through at a time
 PRODUCT_ROWS = 12  # rows that a matrix product computes together
 PAGE_BYTES = 4096  # strides that this divides fall into the same sets of a first-level cache
 
@@ -68,11 +71,12 @@ _ITEM_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "float64": 8.0, 
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 
 GENERAL = (
-    "macs", "flops", "read_bytes", "write_bytes", "weight_bytes", "reuse_bytes", "cycle_bytes", "elements_in",
-    "elements_out", "inner_in", "inner_out", "rank_out", "operands_in", "operands_out", "constant_operands",
+    "macs", "flops", "read_bytes", "write_bytes", "weight_bytes", "reuse_bytes", "rewrite_bytes", "cycle_bytes",
+    "elements_in", "elements_out", "inner_in", "inner_out", "rank_out", "operands_in", "operands_out",
+    "constant_operands",
     "residual", "activation", "op", "blocked", "dtype_in", "dtype_out", "item_bytes_in", "item_bytes_out",
 )  # fmt: skip
-_GENERAL_LOGS = slice(0, 11)
+_GENERAL_LOGS = slice(0, 12)
 
 
 def _general(kernel: Kernel) -> tuple[float, ...]:
@@ -84,7 +88,8 @@ def _general(kernel: Kernel) -> tuple[float, ...]:
     epilogue = kernel.epilogue
     return (
         work.macs, work.flops, work.read_bytes, work.write_bytes, work.weight_bytes, context.reuse_bytes,
-        context.cycle_bytes, max((s.elements for s in inputs), default=0), last.elements if last else 0,
+        context.rewrite_bytes, context.cycle_bytes, max((s.elements for s in inputs), default=0),
+        last.elements if last else 0,
         first.shape[-1] if first and first.shape else 1, last.shape[-1] if last and last.shape else 1,
         len(last.shape) if last else 0, len(inputs), len(outputs), sum(s.constant for s in inputs),
         "add" in epilogue, max((_EPILOGUE_RANK.get(name, 0.0) for name in epilogue), default=0.0),
@@ -155,6 +160,11 @@ def _window(raw: Columns, device: Device) -> dict[str, Floats]:
         "plane_alignment": _alignment(pixels_in * lanes),
         "row_alignment": _alignment(raw["width_in"] * lanes),
         "depth_ratio": np.log2(np.maximum(depth_out, 1) / np.maximum(depth_in, 1)),
+        "calls": raw["batch"] * raw["groups"] * raw["height_out"] * np.ceil(depth_in / lanes)
+        * np.ceil(blocks / FILTER_BLOCKS),
+        "filters_streamed": 4.0 * raw["channels_out"] * depth_in * taps * raw["height_out"] * raw["batch"],
+        "image_streamed": 4.0 * raw["batch"] * raw["channels_in"] * pixels_in * np.ceil(blocks / FILTER_BLOCKS),
+        "result_streamed": 4.0 * raw["batch"] * raw["channels_out"] * pixels_out * np.ceil(depth_in / DEPTH),
     }
 
 
@@ -182,6 +192,12 @@ def _product(raw: Columns, device: Device) -> dict[str, Floats]:
         "alignment_m": _alignment(m),
         "alignment_n": _alignment(n),
         "alignment_k": _alignment(k),
+        "left_streamed": 4.0 * products * m * k * np.ceil(n / PANEL_COLUMNS),
+        "result_streamed": 4.0 * products * m * n * np.ceil(k / PANEL_DEPTH),
+        "right_packed": np.where(raw["constant_b"] > 0, 0.0, 4.0 * products * k * n),
+        "filled_k": _filled(k, PANEL_DEPTH),
+        "filled_panel": _filled(n, PANEL_COLUMNS),
+        "calls": products * np.ceil(m / PRODUCT_ROWS) * np.ceil(n / (2 * lanes)) * np.ceil(k / PANEL_DEPTH),
         "intensity": m * n * k / np.maximum(m * k + k * n + m * n, 1),
     }
 
@@ -230,9 +246,11 @@ Derive = Callable[[Columns, Device], dict[str, Floats]]
 # View -> (what is derived from its raw numbers, names of those that grow with size and are taken as logarithms).
 DERIVED: Mapping[str, tuple[Derive, frozenset[str]]] = {
     "window": (_window, frozenset({"channels_in", "channels_out", "groups", "depth_in", "depth_out", "patch",
-                                   "pixels_in", "pixels_out", "pixels_out_all"})),
+                                   "pixels_in", "pixels_out", "pixels_out_all", "calls", "filters_streamed",
+                                   "image_streamed", "result_streamed"})),
     "product": (_product, frozenset({"m", "n", "k", "products", "product_macs", "left_bytes", "right_bytes",
-                                     "result_bytes", "intensity"})),
+                                     "result_bytes", "intensity", "left_streamed", "result_streamed",
+                                     "right_packed", "calls"})),
     "recurrence": (_recurrence, frozenset({"steps", "input_size", "hidden_size", "launches", "step_macs"})),
     "rows": (_rows, frozenset({"rows", "row_length", "inner_run", "outer_rows", "row_cells"})),
     "move": (_move, frozenset({"run", "runs", "inner_in", "inner_out", "stride_of_inner", "shortest_run",
@@ -243,8 +261,8 @@ DERIVED: Mapping[str, tuple[Derive, frozenset[str]]] = {
 
 _ROOFLINE = ("compute_s", "near_s", "shared_s", "off_chip_s", "roofline_s")
 _RATIOS = ("own_in_near", "own_in_shared", "weight_in_near", "weight_in_shared", "reuse_in_near", "reuse_in_shared",
-           "cycle_in_shared", "flop_per_byte", "memory_over_compute", "memory_over_roofline",
-           "dispatch_over_roofline")  # fmt: skip
+           "rewrite_in_near", "rewrite_in_shared", "cycle_in_shared", "flop_per_byte", "memory_over_compute",
+           "memory_over_roofline", "dispatch_over_roofline")  # fmt: skip
 
 
 def _view_features(view: str) -> tuple[str, ...]:
@@ -288,7 +306,7 @@ def features_and_terms(kernels: Sequence[Kernel], device: Device) -> tuple[NDArr
         return table.astype(np.float32), terms
     general = np.array([_general(k) for k in kernels], np.float64)
     width = len(GENERAL)
-    read, write, weight, reuse, cycle = general.T[2:7].copy()
+    read, write, weight, reuse, rewrite, cycle = general.T[2:8].copy()
     general[:, _GENERAL_LOGS] = _log(general[:, _GENERAL_LOGS])
     table[:, :width] = general
     memory_s, total_s = terms.memory_s, terms.total_s
@@ -298,7 +316,8 @@ def features_and_terms(kernels: Sequence[Kernel], device: Device) -> tuple[NDArr
     own = read + write + weight
     ratios = (
         _ratio(own, near), _ratio(own, shared), _ratio(weight, near), _ratio(weight, shared), _ratio(reuse, near),
-        _ratio(reuse, shared), _ratio(cycle, shared), np.exp2(general[:, 1]) / np.maximum(own, 1.0),
+        _ratio(reuse, shared), _ratio(rewrite, near), _ratio(rewrite, shared), _ratio(cycle, shared),
+        np.exp2(general[:, 1]) / np.maximum(own, 1.0),
         np.log2((memory_s + 1e-9) / (terms.compute_s + 1e-9)), memory_s / total_s, terms.dispatch_s / total_s,
     )  # fmt: skip
     table[:, width + len(_ROOFLINE) : width + len(_ROOFLINE) + len(_RATIOS)] = np.stack(ratios, axis=1)

@@ -46,9 +46,15 @@ class Work:
 class Context:
     """Where in the network a kernel stands, as its caches see it."""
 
-    reuse_bytes: int = 0  # traffic since its largest input was written
-    cycle_bytes: int = 0  # traffic of the whole network: what passes before its weights come again
+    reuse_bytes: int = 0  # touched since its inputs were, on average over their bytes
+    rewrite_bytes: int = 0  # touched since the memory of its outputs was
+    cycle_bytes: int = 0  # touched by the whole network: what passes before its weights come again
     position: int = 0  # launches before it
+
+    @property
+    def distances(self) -> tuple[int, int, int]:
+        """What decides where its operands lie; `position` does not."""
+        return self.reuse_bytes, self.rewrite_bytes, self.cycle_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,16 +64,17 @@ def roofline_terms(kernels: Sequence[Kernel], device: Device) -> Terms:
         [
             (
                 k.work.flops * executed_share(k), k.work.read_bytes, k.work.write_bytes, k.work.weight_bytes,
-                k.context.reuse_bytes, k.context.cycle_bytes, device.peak(k.inputs[0].dtype if k.inputs else "float32"),
+                k.context.reuse_bytes, k.context.rewrite_bytes, k.context.cycle_bytes,
+                device.peak(k.inputs[0].dtype if k.inputs else "float32"),
             )
             for k in kernels
         ],
         np.float64,
-    ).reshape(-1, 7)  # fmt: skip
-    flops, read, write, weight, reuse, cycle, peak = work.T
+    ).reshape(-1, 8)  # fmt: skip
+    flops, read, write, weight, reuse, rewrite, cycle, peak = work.T
     own = read + write + weight
     near, shared, off_chip = device.levels
-    missed = [_missed(read, write, weight, own, reuse, cycle, level.size_bytes) for level in (near, shared)]
+    missed = [_missed(read, write, weight, own, (reuse, rewrite, cycle), level.size_bytes) for level in (near, shared)]
     return Terms(
         flops / peak,
         own / near.bandwidth_bytes_per_s,
@@ -83,14 +84,15 @@ def roofline_terms(kernels: Sequence[Kernel], device: Device) -> Terms:
     )
 
 
-def _missed(read: Floats, write: Floats, weight: Floats, own: Floats, reuse: Floats, cycle: Floats,
+def _missed(read: Floats, write: Floats, weight: Floats, own: Floats, distances: tuple[Floats, Floats, Floats],
             size_bytes: int) -> Floats:
     """Bytes that a memory of this size does not hold when they are wanted."""
 
     def share(distance: Floats) -> Floats:
         return 1.0 - size_bytes / np.maximum(distance, size_bytes)
 
-    return read * share(np.maximum(reuse, own)) + write * share(own) + weight * share(np.maximum(cycle, own))
+    reuse, rewrite, cycle = (np.maximum(distance, own) for distance in distances)
+    return read * share(reuse) + write * share(rewrite) + weight * share(cycle)
 
 
 def roofline_s(kernel: Kernel, device: Device) -> float:
