@@ -10,10 +10,12 @@ The interval
 ------------
 The logarithm of measured over predicted latency is scaled by what is expected of a network of these kernels:
 
-    spread^2 = floor^2 + sum over kinds (share of time)^2 * (spread of the kind)^2 * (r + (1 - r) * concentration)
+    spread^2 = floor^2 + (launches * 0.5 us / latency)^2
+             + sum over kinds (share of time)^2 * (spread of the kind)^2 * (r + (1 - r) * concentration)
 
 Errors of one kind are partly shared by all its shapes (r) and partly each shape's own, which average out unless few
-shapes take most of the time (concentration: the sum of squared shares within the kind). The multiple of this spread
+shapes take most of the time (concentration: the sum of squared shares within the kind). What lies between kernels is
+uncertain too, which tells in networks of many small kernels. The multiple of this spread
 that covers a given share of held-out composite graphs is the conformal quantile of those graphs.
 
 References
@@ -37,10 +39,11 @@ __all__ = ["Between", "Calibration", "Launches", "conformal_multiples", "fit_bet
 
 Floats = NDArray[np.float64]
 
-SHARED_ERROR = 0.3  # r above
+SHARED_ERROR = 0.5  # r above
+LAUNCH_SPREAD_S = 0.5e-6  # of what lies between two kernels
 UNKNOWN_SPREAD = 0.7  # log of a factor of 2: what is assumed of a kind that nobody measured
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-DEFAULT_FLOOR = 0.02  # two processes, minutes apart, differ by so much
+DEFAULT_FLOOR = 0.01  # a network in another process, minutes later, is off by so much at least
 
 
 class Launches(NamedTuple):
@@ -121,9 +124,9 @@ class Calibration:
             return float(multiples[-1] * sqrt((1 - known[-1]) / (1 - coverage)))
         return float(np.interp(coverage, known, multiples))
 
-    def spread(self, kinds: Sequence[str], latencies_s: ArrayLike, shapes: Sequence[int]) -> float:
+    def spread(self, kinds: Sequence[str], latencies_s: ArrayLike, shapes: Sequence[int], launches: float) -> float:
         """`network_spread` with this calibration's kinds; unknown ones count as `UNKNOWN_SPREAD`."""
-        return network_spread(self.kinds, self.floor, kinds, np.asarray(latencies_s, np.float64), shapes)
+        return network_spread(self.kinds, self.floor, kinds, np.asarray(latencies_s, np.float64), shapes, launches)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; `from_dict` reads them back."""
@@ -140,7 +143,7 @@ class Calibration:
 
 
 def network_spread(spreads: Mapping[str, float], floor: float, kinds: Sequence[str], latencies_s: Floats,
-                   shapes: Sequence[int]) -> float:
+                   shapes: Sequence[int], launches: float) -> float:
     """Expected size of the log error of a network.
 
     Parameters
@@ -154,10 +157,11 @@ def network_spread(spreads: Mapping[str, float], floor: float, kinds: Sequence[s
         What each kernel contributes, in s, its repetitions included.
     shapes : sequence of int, length n
         Equal numbers for kernels of equal shape: their errors are the same error.
+    launches : float
 
     Examples
     --------
-    >>> round(network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [0, 0]), 4)
+    >>> round(network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [0, 0], 2), 4)
     0.1
     """
     total = float(latencies_s.sum())
@@ -167,7 +171,7 @@ def network_spread(spreads: Mapping[str, float], floor: float, kinds: Sequence[s
     for kind, latency_s, shape in zip(kinds, (latencies_s / total).tolist(), shapes, strict=True):
         shares = of_shape.setdefault(kind, {})
         shares[shape] = shares.get(shape, 0.0) + latency_s
-    variance = floor**2
+    variance = floor**2 + (launches * LAUNCH_SPREAD_S / total) ** 2
     for kind, shares in of_shape.items():
         share = sum(shares.values())
         own = sum(value**2 for value in shares.values())

@@ -267,7 +267,9 @@ def _calibrate(
         predicted.append(between.whole_s(graph.kernels_s * off, graph.launches))
         measured.append(graph.whole_s)
         expected.append(
-            network_spread(spreads, floor, [rows[i].kernel.kind for i in inside], unseen_s[inside], list(inside))
+            network_spread(
+                spreads, floor, [rows[i].kernel.kind for i in inside], unseen_s[inside], inside, graph.launches.number
+            )
         )
     shift = float(np.clip(np.median(np.log(np.divide(measured, predicted))), -FURTHEST_SHIFT, FURTHEST_SHIFT))
     factor = float(np.exp(shift))
@@ -278,8 +280,8 @@ def _calibrate(
 
 
 def _floor_of(meta: Meta) -> float:
-    """Spread that two measurements of one network have, at least what is usual."""
-    return min(max(DEFAULT_FLOOR, float(meta.noise_floor.get("network", 0.0))), HIGHEST_FLOOR)
+    """Spread of one measurement of a network: two of them differ by the square root of two times as much."""
+    return min(max(DEFAULT_FLOOR, float(meta.noise_floor.get("network", 0.0)) / 2**0.5), HIGHEST_FLOOR)
 
 
 def _own_version() -> str:

@@ -160,6 +160,7 @@ class Predictor:
     def _answer(self, detection: Detection, notices: Sequence[str]) -> _Answer:
         launched = detection.kernels
         estimates = self.estimator.estimate(launched)
+        launches = Launches.of(launched)
         kernels = tuple(
             KernelPrediction(k, e.latency_s * k.repeat, e.source, e.bound, e.roofline_s * k.repeat)
             for k, e in zip(launched, estimates, strict=True)
@@ -172,11 +173,12 @@ class Predictor:
             warnings.append(f"ops that no table counts, by their traffic alone: {', '.join(detection.unsupported)}")
         warnings += self.estimator.remarks(launched, estimates)
         return _Answer(
-            self.estimator.between.whole_s(sum_s, Launches.of(launched)),
+            self.estimator.between.whole_s(sum_s, launches),
             self.estimator.calibration.spread(
                 [k.kind for k in launched],
                 [entry.latency_s for entry in kernels],
                 [hash(kernel_key(k)) for k in launched],
+                launches.number,
             ),
             learned_s / sum_s if sum_s else 1.0,
             kernels,

@@ -60,16 +60,17 @@ def test_launches_count_operands_and_dims_of_every_repetition() -> None:
 
 def test_spread_by_hand() -> None:
     kinds, times = ["a", "a", "b"], np.array([3.0, 1.0, 4.0])
-    # a takes 1/2 in shares 3/8 and 1/8, b takes 1/2 in one shape; shared error 0.3
+    # a takes 1/2 in shares 3/8 and 1/8, b takes 1/2 in one shape; half of a kind's error is shared
     expected = math.sqrt(
         0.02**2
-        + 0.1**2 * (0.3 * (1 / 2) ** 2 + 0.7 * ((3 / 8) ** 2 + (1 / 8) ** 2))
-        + UNKNOWN_SPREAD**2 * (0.3 * (1 / 2) ** 2 + 0.7 * (1 / 2) ** 2)
+        + (4e6 * 0.5e-6 / 8.0) ** 2
+        + 0.1**2 * (0.5 * (1 / 2) ** 2 + 0.5 * ((3 / 8) ** 2 + (1 / 8) ** 2))
+        + UNKNOWN_SPREAD**2 * (0.5 * (1 / 2) ** 2 + 0.5 * (1 / 2) ** 2)
     )
-    assert network_spread({"a": 0.1}, 0.02, kinds, times, [0, 1, 2]) == pytest.approx(expected)
+    assert network_spread({"a": 0.1}, 0.02, kinds, times, [0, 1, 2], 4e6) == pytest.approx(expected)
     # two kernels of one shape share their whole error
-    assert network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [5, 5]) == pytest.approx(0.1)
-    assert network_spread({}, 0.02, [], np.zeros(0), []) == UNKNOWN_SPREAD
+    assert network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [5, 5], 0) == pytest.approx(0.1)
+    assert network_spread({}, 0.02, [], np.zeros(0), [], 0) == UNKNOWN_SPREAD
 
 
 def test_few_samples_leave_a_kind_uncertain() -> None:
