@@ -1,10 +1,13 @@
 """What each part of the predictor is worth: it is fitted again without one part at a time.
 
-    python benchmarks/ablation.py DATASET --measured measured.json FOLDER_OR_MODEL... [--only a,c,d] [--json]
+    python benchmarks/ablation.py DATASET --measured measured.json FOLDER_OR_MODEL... [--families families.json]
+        [--only a,c,d] [--json]
 
 DATASET is the folder that `latpred collect` filled; measured.json is what `latpred validate --save` or
 `accuracy.py --save` wrote. For each row of `ABLATIONS`: errors over the measured networks (drift cancelled), and over
-kernels that the regressors did not see (held out by whole composite graphs).
+kernels that the regressors did not see (held out by whole composite graphs). What a variant's MAPE differs from the
+first one's stands with the 90 % range that resampling whole families gives: a range around 0 says that these networks
+cannot tell the two apart.
 
 A part is taken out where it comes in: columns are NaN when fitting and when predicting, reuse distances are taken off
 the kernels, memories off the device, rules off the rule book, what lies between kernels off the bundle.
@@ -15,9 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -46,13 +49,13 @@ from latpred.metrics import Errors
 from latpred.predictor import Predictor
 from latpred.regressor import Settings
 from latpred.store import Dataset, KernelSample, Meta
-from latpred.validation import compare
+from latpred.validation import compare, load_families
 
 # Columns that say what the runtime's blocking, packing and caches make of a shape.
 MIRRORING = (
     "window_filled_*", "window_filter_blocks_left", "window_inside*", "window_padded", "product_filled_*",
-    "product_m_left", "product_packing_share", "rows_filled_*", "move_filled_*", "broadcast_filled_*",
-    "resize_resize_filled_*", "*alignment*", "*_in_near", "*_in_shared",
+    "product_m_left", "product_packing_share", "product_right_packed", "rows_filled_*", "move_filled_*",
+    "broadcast_filled_*", "resize_resize_filled_*", "*_streamed", "*_calls", "*alignment*", "*_in_near", "*_in_shared",
 )  # fmt: skip
 VIEWS = tuple(f"{view}_*" for view in COLUMNS)
 
@@ -120,13 +123,15 @@ class Measured:
     rules: RuleBook
     meta: Meta
     networks: rounds.Measurements
+    families: Mapping[str, str] = field(default_factory=dict)  # network -> family, where its name does not tell
 
     @classmethod
-    def of(cls, folder: Path, networks: rounds.Measurements) -> Measured:
+    def of(cls, folder: Path, networks: rounds.Measurements, families: Mapping[str, str]) -> Measured:
         """A dataset's folder, and the networks."""
         dataset = Dataset.open(folder)
         device, rules = load_toml(folder / "device.toml"), RuleBook.load(folder / "rules.toml")
-        return cls(dataset.kernels(), whole_graphs(dataset.samples()), device, rules, dataset.meta, networks)
+        graphs = whole_graphs(dataset.samples())
+        return cls(dataset.kernels(), graphs, device, rules, dataset.meta, networks, families)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,7 @@ class Result:
 
     ablation: Ablation
     networks: Errors
+    off: Mapping[str, Sequence[float]]  # family -> absolute relative error of each of its networks
     kernel_mape: float
     kernel_mape_by_time: float  # each kind weighs with its share of the measured time
 
@@ -144,6 +150,7 @@ class Result:
             "key": self.ablation.key,
             "about": self.ablation.about,
             "networks": self.networks.to_dict(),
+            "off": {family: list(off) for family, off in self.off.items()},
             "kernel_mape": self.kernel_mape,
             "kernel_mape_by_time": self.kernel_mape_by_time,
         }
@@ -188,8 +195,11 @@ def seen_by(
 @contextmanager
 def without(ablation: Ablation) -> Iterator[None]:
     """Fitting and predicting see no more than the variant does while this lasts."""
+    import joblib
+
     features = seen_by(ablation)
     with (
+        joblib.parallel_config(backend="threading"),  # what is replaced here would be whole again in another process
         mock.patch.object(regressor, "features_and_terms", features),
         mock.patch.object(estimators, "features_and_terms", features),
         mock.patch.object(regressor, "FEWEST_FOR_LAW", regressor.FEWEST_FOR_LAW if ablation.law else NEVER),
@@ -242,7 +252,9 @@ def taken_apart(ablation: Ablation, bundle: Bundle) -> Bundle:
     return bundle
 
 
-def judge(ablation: Ablation, report: FitReport, networks: rounds.Measurements) -> Result:
+def judge(
+    ablation: Ablation, report: FitReport, networks: rounds.Measurements, families: Mapping[str, str]
+) -> Result:
     """Predict the networks with a fitted variant; to be called `without` it.
 
     Raises
@@ -250,16 +262,33 @@ def judge(ablation: Ablation, report: FitReport, networks: rounds.Measurements) 
     InputError
         When a network cannot be predicted: variants are compared on the same networks.
     """
-    validation = compare(networks, Predictor(LearnedEstimator(taken_apart(ablation, report.bundle))), {})
+    predictor = Predictor(LearnedEstimator(taken_apart(ablation, report.bundle)))
+    validation = compare(networks, predictor, families)
     if validation.failed:
         name, why = next(iter(validation.failed.items()))
         raise InputError(f"every network must be measured and predicted; {name}: {why}: leave it out")
     rows = np.array([kind.rows for kind in report.kinds], np.float64)
     shares = np.array([kind.share for kind in report.kinds])
     mapes = np.array([kind.mape for kind in report.kinds])
+    off: dict[str, list[float]] = {}
+    for one in validation.compared:
+        off.setdefault(one.family, []).append(abs(one.error))
     return Result(
-        ablation, validation.errors, float(np.average(mapes, weights=rows)), float(np.average(mapes, weights=shares))
+        ablation,
+        validation.errors,
+        off,
+        float(np.average(mapes, weights=rows)),
+        float(np.average(mapes, weights=shares)),
     )
+
+
+def difference(result: Result, first: Result, draws: int = 2000) -> tuple[float, float, float]:
+    """MAPE beyond that of another variant, and the 90 % range of it over families drawn with replacement."""
+    off = [np.subtract(result.off[family], first.off[family]) for family in sorted(first.off)]
+    sums, counts = np.array([part.sum() for part in off]), np.array([len(part) for part in off])
+    drawn = np.random.default_rng(0).integers(0, len(off), (draws, len(off)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.05, 0.95))
+    return float(sums.sum() / counts.sum()), float(low), float(high)
 
 
 def run(ablations: Sequence[Ablation], measured: Measured) -> Iterator[Result]:
@@ -271,20 +300,26 @@ def run(ablations: Sequence[Ablation], measured: Measured) -> Iterator[Result]:
                 report = full = full or fit_variant(ablation, measured)
             else:
                 report = fit_variant(ablation, measured)
-            result = judge(ablation, report, measured.networks)
+            result = judge(ablation, report, measured.networks, measured.families)
         yield result
 
 
 def table(results: Sequence[Result]) -> str:
-    """One line a variant."""
-    headers = ("", "without", "MAPE %", "median %", "in 5 %", "in 10 %", "worst %", "held-out kernels MAPE %",
-               "by time %")  # fmt: skip
+    """One line a variant; the first one is what the others are compared with."""
+
+    def beyond(result: Result) -> str:
+        more, low, high = (100 * value for value in difference(result, results[0]))
+        return f"{more:+.2f} ({low:+.2f} .. {high:+.2f})"
+
+    headers = ("", "without", "MAPE %", "beyond the first", "median %", "in 5 %", "in 10 %", "worst %",
+               "held-out kernels MAPE %", "by time %")  # fmt: skip
     return tabulate(
         [
             (
                 result.ablation.key,
                 result.ablation.about,
                 f"{100 * result.networks.mape:.2f}",
+                "" if result is results[0] else beyond(result),
                 f"{100 * result.networks.median:.2f}",
                 f"{100 * result.networks.within_5:.1f}",
                 f"{100 * result.networks.within_10:.1f}",
@@ -305,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("dataset", type=Path, help="folder that `latpred collect` filled")
     parser.add_argument("paths", nargs="+", type=Path, help="models, or folders of them, that were measured")
     parser.add_argument("--measured", type=Path, required=True, help="what `latpred validate --save` wrote")
+    parser.add_argument("--families", type=Path, help="JSON object: network -> family")
     parser.add_argument("--only", default="", help="keys of the variants to run, such as a,c,d; all by default")
     parser.add_argument("--json", action="store_true", help="print an object instead of a table")
     options = parser.parse_args(arguments)
@@ -313,7 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         paths = rounds.names_of(models(options.paths))
         networks = rounds.select(rounds.load(options.measured), paths, str(options.measured))
-        for result in run(wanted, Measured.of(options.dataset, networks)):
+        families = load_families(options.families) if options.families else {}
+        for result in run(wanted, Measured.of(options.dataset, networks, families)):
             print(f"{result.ablation.key} {100 * result.networks.mape:.2f} % {result.ablation.about}", file=sys.stderr)
             results.append(result)
     except LatpredError as error:

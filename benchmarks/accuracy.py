@@ -139,8 +139,8 @@ def rows_of(validation: Validation, paths: Mapping[str, Path], predictor: latpre
 
 
 def others_of(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """Networks of other families; all, where there is one family only."""
-    return [other for other in rows if other.compared.family != row.compared.family] or list(rows)
+    """Networks of other families."""
+    return [other for other in rows if other.compared.family != row.compared.family]
 
 
 def linear_baseline(rows: Sequence[Row], columns: Callable[[Row], tuple[float, ...]]) -> list[float]:
@@ -172,14 +172,15 @@ def work_columns(row: Row) -> tuple[float, ...]:
 
 
 def methods(rows: Sequence[Row], forests: Forests | None) -> dict[str, Method]:
-    """Every method on the same networks; without forests those of nn-Meter are left out."""
+    """Every method on the same networks, but nn-Meter without forests, and those that need a second family."""
     predicted_s: dict[str, Sequence[float]] = {
         OWN: [row.compared.prediction.latency_s for row in rows],
         "unfused": [row.unfused_s for row in rows],
         "roofline": [row.roofline_s for row in rows],
-        "FLOPs + traffic": linear_baseline(rows, work_columns),
-        "FLOPs": flops_baseline(rows),
     }
+    if len({row.compared.family for row in rows}) > 1:
+        predicted_s["FLOPs + traffic"] = linear_baseline(rows, work_columns)
+        predicted_s["FLOPs"] = flops_baseline(rows)
     if forests:
         networks = [[entry.kernel for entry in row.compared.prediction.kernels] for row in rows]
         predicted_s["nn-Meter recipe"] = forests.networks_s(networks)

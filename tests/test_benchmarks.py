@@ -154,6 +154,7 @@ def test_methods_on_one_table() -> None:
     assert by_method["unfused"].errors.mape == pytest.approx(2.0)
     assert by_method["roofline"].errors.bias == pytest.approx(-0.75)
     assert "Kendall" in accuracy.summary_table(by_method)
+    assert list(accuracy.methods(rows[:1], None)) == ["latpred", "unfused", "roofline"]  # no other family to learn from
 
 
 def test_share_of_time_that_nn_meter_does_not_know() -> None:
@@ -190,7 +191,7 @@ def test_accuracy_from_saved_measurements(
     assert code == 0
     assert found["networks"] == 1
     assert found["drift"] == pytest.approx(1.1)
-    assert set(found["methods"]) >= {"latpred", "FLOPs", "another measurement"}
+    assert set(found["methods"]) >= {"latpred", "unfused", "another measurement"}
     assert "epyc-zen4" in err  # the reference machine is not this one
 
 
@@ -269,9 +270,11 @@ def test_patches_last_no_longer_than_the_variant() -> None:
     with ablation.without(variant):
         assert len(rows) < regressor.FEWEST_FOR_LAW
         assert regressor.features_and_terms is not before[0]
-        lawless = fit_samples(rows, [], DEVICE, default_rules(), META, settings=FAST)
+        lawless = fit_samples(rows, [], DEVICE, default_rules(), META, jobs=2, settings=FAST)
+    lawful = fit_samples(rows, [], DEVICE, default_rules(), META, jobs=2, settings=FAST)
     assert before == (regressor.features_and_terms, estimators.features_and_terms, regressor.FEWEST_FOR_LAW)
     assert not any(kind.law for kind in lawless.kinds)
+    assert any(kind.law for kind in lawful.kinds)
 
 
 def test_what_stands_behind_the_regressors_is_taken_off() -> None:
@@ -307,6 +310,17 @@ def test_variants_share_the_full_fit_where_only_its_surroundings_differ(monkeypa
     assert full.kernel_mape == bare.kernel_mape < results[1].kernel_mape
     assert full.networks != bare.networks
     assert len(ablation.table(results).splitlines()) == 2 + 3
+
+
+def test_difference_of_two_variants_by_families() -> None:
+    errors = errors_of([1.1], [1.0])
+    first = ablation.Result(ablation.ABLATIONS[0], errors, {"a": [0.01, 0.03], "b": [0.02]}, 0.1, 0.1)
+    worse = replace(first, off={"a": [0.05, 0.03], "b": [0.05]})
+    more, low, high = ablation.difference(worse, first)
+    assert more == pytest.approx((0.04 + 0.0 + 0.03) / 3)
+    # Both families drawn are a, or both are b, in one of four draws each.
+    assert (low, high) == pytest.approx((0.04 / 2, 0.03))
+    assert ablation.difference(first, first) == (0.0, 0.0, 0.0)
 
 
 # -- budget ----------------------------------------------------------------------------------------------------------
