@@ -32,7 +32,7 @@ _LAUNCH_S, _TURN_S = 1e-6, 1e-9
 _STREAM_BYTES_PER_S = 1e11
 # What a factor may be at most: a few large samples must not make traffic cost many times its roofline time, or
 # kernels larger than any measured would cost as many times too much.
-_MOST = np.array([30.0, 1.0, 1.0, 1.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0, 3000.0, 3.0, 3.0, 300.0, 3.0, 3.0, 10.0])
+_MOST = np.array([30.0, 3.0, 3.0, 3.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0, 3000.0, 3.0, 3.0, 300.0, 3.0, 3.0, 10.0])
 _ELEMENT_BY_ELEMENT = 4  # of the ways of a transpose
 FURTHEST = (0.3, 300.0)  # a law's time stays within these multiples of the roofline time
 ROUNDS, SWEEPS = 8, 60
