@@ -9,15 +9,15 @@ from __future__ import annotations
 from math import prod
 
 from latpred.collect.graph_builder import GraphBuilder, Value
-from latpred.collect.layers import activation, convolution, global_pool, linear, reshape
+from latpred.collect.layers import activation, convolution, global_pool, linear, pool, reshape
 
-__all__ = ["convolution_chain", "linear_chain"]
+__all__ = ["convolution_chain", "linear_chain", "separable_chain"]
 
 STEPS = 14
 MACS_PER_S = 40e9  # of a current core, roughly: bounds what one layer may take of a section's time
 MAX_WEIGHTS = 12_000_000  # elements of one layer
 SIDES = (7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160)
-GROUP_WIDTHS = (4, 8, 16, 16, 24, 32, 32, 48, 56, 64, 64, 112, 128, 256)
+GROUP_WIDTHS = (4, 6, 8, 10, 12, 16, 16, 20, 24, 28, 32, 32, 40, 48, 56, 64, 64, 112, 128, 256)
 STEP_KINDS = (
     # what one step is, and how often
     ("pointwise", 9),
@@ -40,9 +40,10 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
     b.scope = "chain"
     wide = float(b.choose([1, 4], [5, 1]))  # of a wide network, or one that keeps its resolution by dilation
     typical *= wide
-    channels = min(1536, b.between(max(8, typical * 0.5), typical * 4, 8))
+    fine = int(b.choose([8, 4, 2, 1], [6, 1, 0.7, 0.5]))  # what channels are multiples of: the runtime may block 16
+    channels = min(1536, b.between(max(8, typical * 0.5), typical * 4, fine))
     while channels > 8 and batch * channels**2 * side**2 > MACS_PER_S * limit_s:
-        channels = max(8, channels // 2 // 8 * 8)
+        channels = max(8, channels // 2 // fine * fine)
     x = b.input((batch, channels, side, side if b.chance(0.9) else max(4, side * 3 // 4)))
     x = convolution(b, x, channels, 1, act=act)
     earlier = [x]
@@ -51,7 +52,7 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
             break
         b.scope = f"chain/{step}"
         kind = b.choose([kind for kind, _ in STEP_KINDS], [weight for _, weight in STEP_KINDS])
-        x = _step(b, x, kind, typical, act if b.chance(0.7) else "none", MACS_PER_S * limit_s)
+        x = _step(b, x, kind, typical, act if b.chance(0.7) else "none", MACS_PER_S * limit_s, fine)
         same = [other for other in earlier if other.shape == x.shape]
         if same and b.chance(0.4):
             x = b.op("Add", x, b.choose(same))
@@ -61,7 +62,7 @@ def convolution_chain(b: GraphBuilder, limit_s: float) -> None:
         linear(b, b.op("Flatten", global_pool(b, x)), 1000)
 
 
-def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str, most_macs: float) -> Value:
+def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str, most_macs: float, fine: int) -> Value:
     channels = x.shape[1]
     if kind == "depthwise":
         taps = int(b.choose([3, 5, 7, 9], [6, 3, 2, 0.3]))
@@ -69,7 +70,7 @@ def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str, most_m
         return convolution(b, x, channels, taps, stride, groups=channels, act=act)
     factor = float(b.choose([1, 2, 3, 4, 6, 0.5, 0.25, 1 / 3, 1 / 6], [4, 2, 0.7, 2, 1.5, 2.5, 2, 0.7, 1.5]))
     out = channels * factor if b.chance(0.6) else b.between(max(8, typical * 0.4), typical * 6, 8)
-    multiple = int(b.choose([8, 16, 4, 1], [10, 4, 0.7, 0.3]))
+    multiple = fine if fine < 8 else int(b.choose([8, 16, 4, 1], [10, 4, 0.7, 0.3]))
     out = int(min(2048, max(8, round(out / multiple) * multiple)))
     if kind == "pointwise":
         while out > 8 and channels * out * x.shape[0] * prod(x.shape[2:]) > most_macs:
@@ -92,6 +93,57 @@ def _step(b: GraphBuilder, x: Value, kind: str, typical: float, act: str, most_m
         return convolution(b, x, out, int(b.choose([1, 2, 3], [2, 1, 5])), 2, act=act)
     dilation = int(b.choose([1, 2, 4], [12, 1, 0.5])) if kind == "dense" and min(x.shape[2:]) >= 14 else 1
     return convolution(b, x, out, shape, dilation=dilation, act=act)
+
+
+def separable_chain(b: GraphBuilder, limit_s: float) -> None:
+    """Depthwise and narrow grouped convolutions between pointwise ones, pools, joins of several: any resolution."""
+    side = b.between(7, 150)
+    odd = b.chance(0.2)  # channels that the runtime's blocked layout does not take
+    channels = b.between(16, 1024, int(b.choose([4, 2, 1])) if odd else 8)
+    batch = int(b.choose([1, 2, 4], [12, 1, 0.7])) if side <= 40 else 1
+    most = MACS_PER_S * limit_s / 4
+    while channels > 16 and batch * channels * side * side * max(channels, 300) > most:
+        channels = max(16, channels // 2)
+    act = b.choose(["relu", "relu6", "hard_swish", "silu", "none"], [6, 4, 1, 1, 1])
+    kernel = int(b.choose([3, 5, 7], [6, 3, 2]))
+    start_s = b.estimated_s
+    b.scope = "separable"
+    x = convolution(b, b.input((batch, channels, side, side)), channels, 1, act=act)
+    for step in range(STEPS):
+        if step and b.estimated_s - start_s > limit_s:
+            return
+        b.scope = f"separable/{step}"
+        kind = b.choose(["separable", "grouped", "join", "pool"], [6, 4, 1.5, 1])
+        stride = 2 if b.chance(0.2) and min(x.shape[2:]) > 12 else 1
+        if kind == "separable":
+            y = convolution(b, x, x.shape[1], kernel, stride, groups=x.shape[1], act=act if b.chance(0.7) else "none")
+            x = _pointwise(b, y, x, most, act)
+        elif kind == "grouped":
+            width = int(b.choose([4, 8, 16, 24, 32, 48, 64] if not odd else [5, 6, 10, 12, 18, 20, 28, 40]))
+            groups = max(2, round(min(1500, x.shape[1] * float(b.choose([1, 1, 2]))) / width))
+            y = convolution(b, x, groups * width, 1, act=act)
+            y = convolution(b, y, groups * width, 3 if width > 16 else kernel, stride, groups=groups, act=act)
+            x = _pointwise(b, y, x, most, act)
+        elif kind == "join":
+            growth = max(4, x.shape[1] // int(b.choose([2, 4, 8])))
+            parts = [x]
+            for _ in range(int(b.choose([1, 2, 3, 4]))):
+                parts.append(convolution(b, parts[-1], growth, int(b.choose([1, 3])), act=act))
+            joined = b.op("Concat", *parts, axis=1)
+            x = _pointwise(b, joined, x, most, act)
+        elif min(x.shape[2:]) >= 4:
+            size, step_over = b.choose([(2, 2), (3, 2), (3, 1), (5, 1)], [3, 2, 3, 0.5])
+            x = pool(b, x, str(b.choose(["MaxPool", "AveragePool"])), size, step_over)
+
+
+def _pointwise(b: GraphBuilder, x: Value, before: Value, most_macs: float, act: str) -> Value:
+    """A 1x1 convolution back to the channels of before (then perhaps a sum) or to others."""
+    channels = before.shape[1]
+    out = channels if b.chance(0.6) else max(8, round(channels * float(b.choose([0.5, 1.5, 2])) / 4) * 4)
+    while out > 16 and x.shape[1] * out * x.shape[0] * prod(x.shape[2:]) > most_macs:
+        out = max(16, out // 2)
+    y = convolution(b, x, out, 1, act=act if b.chance(0.5) else "none")
+    return b.op("Add", y, before) if y.shape == before.shape and b.chance(0.7) else y
 
 
 def linear_chain(b: GraphBuilder, limit_s: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod, sqrt
 
-from latpred.collect.graph_builder import GraphBuilder, Value
+from latpred.collect.graph_builder import MAX_WEIGHT_BYTES, GraphBuilder, Value
 from latpred.collect.layers import activation, convolution, linear, reshape, transpose
 
 __all__ = ["convolutions", "dense_layers", "products"]
@@ -87,23 +87,29 @@ def _gemm(b: GraphBuilder, m: int, k: int, n: int) -> None:
 
 
 def dense_layers(b: GraphBuilder, limit_s: float) -> None:
-    """Stacks of large linear layers on one or few rows: weights stream from memory."""
-    start_s = b.estimated_s
-    rows = b.choose([1, 2, 4, 8, 16, 64], [8, 1, 1, 1, 0.7, 0.5])
-    width = b.between(128, 8192, 64) if b.chance(0.7) else b.between(20, 3000)
-    most = int(b.choose([6_000_000, 14_000_000, 30_000_000], [5, 3, 1.5]))  # elements of one layer
-    if width > 4096 and b.chance(0.3):
-        width *= 3
+    """Stacks of large linear layers on one or few rows: weights stream from memory, or stay in a large cache.
+
+    All weights together have a drawn size that lies on either side of what a last-level cache holds.
+    """
+    rows = b.choose([1, 2, 4, 8, 16, 64], [9, 2, 2, 1, 0.7, 0.5])
+    most_s = max(limit_s, 0.012) if rows <= 4 else limit_s  # such kernels are limited by memory: they take few ms
+    wanted_bytes = min(float(b.between(2_000_000, 150_000_000)), MAX_WEIGHT_BYTES - b.weight_bytes)
+    layers = int(b.choose([1, 2, 3, 4, 6], [1, 2, 3, 3, 2]))
+    start_s, start_bytes = b.estimated_s, b.weight_bytes
+    typical = sqrt(max(wanted_bytes, 400_000) / layers / 4)
+    width = b.between(typical * 0.5, typical * 2, 32) if b.chance(0.85) else b.between(typical * 0.3, typical * 3)
     x = b.input((rows, width))
     act = b.choose(["relu", "gelu", "tanh", "silu", "sigmoid"])
-    for index in range(int(b.choose([2, 3, 4, 6]))):
-        if b.estimated_s - start_s > limit_s or b.weight_bytes > 100e6:
-            return
+    for index in range(layers):
+        left = wanted_bytes - (b.weight_bytes - start_bytes)
+        if left < 100_000 or (index and b.estimated_s - start_s > most_s):
+            break
         b.scope = f"fc.{index}"
-        out = b.between(64, 4096, 32) if b.chance(0.85) else b.between(5, 2000)
-        while x.shape[1] * out > most:
-            out //= 2
-        x = activation(b, linear(b, x, out), act)
+        share = left / (layers - index) * (1 if index == layers - 1 else float(b.choose([0.4, 0.7, 1, 1.4])))
+        out = max(8, int(share / 4 / x.shape[1]))
+        x = activation(b, linear(b, x, out // 8 * 8 if b.chance(0.9) else out), act)
+    if b.chance(0.3):
+        linear(b, x, int(b.choose([10, 100, 1000])))
 
 
 def convolutions(b: GraphBuilder, limit_s: float) -> None:

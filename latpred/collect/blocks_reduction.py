@@ -1,12 +1,16 @@
-"""Reductions, softmax, norms, ArgMax, TopK, CumSum and contractions, one after another, over all sorts of axes."""
+"""Reductions, softmax, norms, ArgMax, TopK and CumSum, one after another, over all sorts of axes."""
 
 from __future__ import annotations
 
+from latpred.collect.blocks_contraction import draw_einsum
 from latpred.collect.blocks_elementwise import STEPS, draw_shape
 from latpred.collect.graph_builder import GraphBuilder
 from latpred.collect.layers import batch_norm, layer_norm, reduce, rms_norm
 
-__all__ = ["contractions", "norms", "reductions"]
+__all__ = ["axis_reductions", "norms", "reductions"]
+
+MAX_ELEMENTS = 1 << 20
+TOKENS = (16, 49, 50, 64, 128, 144, 196, 197, 256, 384, 577, 784)
 
 
 def _axes(b: GraphBuilder, rank: int) -> list[int]:
@@ -82,42 +86,44 @@ def reductions(b: GraphBuilder, limit_s: float) -> None:
                 attributes = {"size": 5} if op_type == "LRN" else {"axis": 1} if op_type == "LpNormalization" else {}
                 b.op(op_type, x, **attributes)
             elif kind == "einsum":
-                _einsum(b)
+                draw_einsum(b)
         if b.chance(0.5):
             return
 
 
-def _einsum(b: GraphBuilder) -> None:
-    """Contractions that networks spell as Einsum: scores, contexts, relative positions, per-head products."""
-    if b.style.opset < 12:
-        return
-    n, h = int(b.choose([1, 2, 4])), int(b.choose([1, 3, 4, 8, 12]))
-    t, d = int(b.choose([14, 28, 49, 64, 128, 196])), int(b.choose([16, 32, 48, 64, 96]))
-    equation, left, right = b.choose(
-        [
-            ("nhtd,nhsd->nhts", (n, h, t, d), (n, h, t, d)),
-            ("nhts,nhsd->nhtd", (n, h, t, t), (n, h, t, d)),
-            ("nhtd,tsd->nhts", (n, h, t, d), (t, min(t, 64), d)),
-            ("nhtwd,hkd->nhtwk", (n, min(h, 4), 14, 14, d), (min(h, 4), 14, d)),
-            ("nhtd,hde->nhte", (n, h, t, d), (h, d, 32)),
-            ("nhtd,d->nht", (n, h, t, d), (d,)),
-            ("ntd,nsd->nts", (n, t, d), (n, t, d)),
-            ("bnd,de->bne", (n, t, d), (d, 2 * d)),
-        ]
-    )
-    other = b.op("Neg", b.input(right)) if b.chance(0.6) else b.weight(right, 0.1)
-    b.op("Einsum", b.op("Neg", b.input(left)), other, equation=equation)
-
-
-def contractions(b: GraphBuilder, limit_s: float) -> None:
-    """Einsum of every kind, one after another."""
+def axis_reductions(b: GraphBuilder, limit_s: float) -> None:
+    """Sums of branches, means of tokens and of positions: reductions of one leading or middle axis, and of images."""
     start_s = b.estimated_s
-    for _ in range(10):
+    for _ in range(12):
         if b.estimated_s - start_s > limit_s:
             return
-        b.scope = "contractions"
-        _einsum(b)
-        b.op("Neg", b.input(draw_shape(b, 3)))
+        b.scope = "axis_reductions"
+        batch = int(b.choose([1, 2, 4], [10, 1, 0.7]))
+        side = int(b.choose([7, 8, 14, 16, 20, 28, 32, 40, 56, 64, 80]))
+        tokens, few = int(b.choose(TOKENS)), b.between(2, 8)
+        channels = b.between(16, 1024, 8) if b.chance(0.85) else b.between(10, 700)
+        while batch * few * channels * side * side > MAX_ELEMENTS and channels > 8:
+            channels = max(8, channels // 2)
+        shape, axes = b.choose(
+            [
+                ((batch, few, channels, side, side), [1]),  # branches of a split
+                ((few, batch, channels, side, side), [0]),
+                ((batch, channels // 8 + 1, few, side, side), [2]),
+                ((batch, few, channels), [1]),
+                ((batch, tokens, channels), [1]),
+                ((batch, few, tokens, channels // 8 + 1), [int(b.choose([1, 2]))]),
+                ((batch, channels, side, side), [1]),
+                ((batch, channels, side, side), [2, 3]),
+                ((batch, channels, side, side), [int(b.choose([2, 3]))]),
+                ((batch, side, side, channels), [1, 2]),
+                ((batch, channels, tokens), [2]),
+            ],
+            [4, 1, 1, 1, 3, 1.5, 3, 3, 1, 2, 1],
+        )
+        op_type = b.choose(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2"], [5, 5, 1.5, 0.5])
+        y = reduce(b, op_type, b.op("Sigmoid", b.input(shape)), axes, b.chance(0.5))
+        if b.chance(0.3):
+            b.op("Tanh", y)
 
 
 def norms(b: GraphBuilder, limit_s: float) -> None:

@@ -128,7 +128,7 @@ def merged(b: GraphBuilder, x: Value, out: int, stride: int, t: Traits) -> Value
 
 def dense(b: GraphBuilder, x: Value, out: int, stride: int, t: Traits) -> Value:
     """Layers that read everything before them: BatchNorm + activation + 1x1 + 3x3, then Concat; a transition last."""
-    growth = int(b.choose([12, 16, 24, 32, 40, 48]))
+    growth = min(int(b.choose([12, 16, 24, 32, 40, 48])), max(8, out // 2))
     features = [x]
     for _ in range(3):
         joined = b.op("Concat", *features, axis=1) if len(features) > 1 else x

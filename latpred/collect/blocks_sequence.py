@@ -21,7 +21,7 @@ from latpred.collect.layers import (
     window_slice,
 )
 
-__all__ = ["recurrent_network", "speech_network", "temporal_network"]
+__all__ = ["grouped_rows", "recurrent_network", "speech_network", "temporal_network"]
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 OUTPUTS = {"LSTM": 3, "GRU": 2, "RNN": 2}
@@ -152,6 +152,36 @@ def temporal_network(b: GraphBuilder, limit_s: float) -> None:
             pads=[1, 1],
         )
     linear(b, reduce(b, "ReduceMean", x, [2], keepdims=False), 10)
+
+
+def grouped_rows(b: GraphBuilder, limit_s: float) -> None:
+    """Grouped 1-D convolutions: linear layers in groups (kernel 1), local mixing (grouped or depthwise), with gates."""
+    start_s = b.estimated_s
+    tokens = b.choose([16, 32, 49, 64, 77, 100, 128, 196, 197, 256, 384, 512, b.between(16, 512)])
+    groups = int(b.choose([2, 4, 8, 3, 6, 12], [3, 4, 2, 0.5, 0.5, 0.5]))
+    channels = max(1, b.between(128, 1024, 8) // groups) * groups
+    x = b.op("Neg", b.input((int(b.choose([1, 1, 1, 2, 4])), channels, tokens)))
+    for index in range(8):
+        if index and b.estimated_s - start_s > limit_s:
+            return
+        b.scope = f"rows.{index}"
+        act = b.choose(["none", "relu", "gelu", "silu"], [3, 2, 2, 1])
+        kind = b.choose(["linear", "grouped", "depthwise", "dense"], [4, 2, 2, 0.7])
+        if kind == "linear":
+            out = channels * int(b.choose([1, 2, 4], [5, 2, 2]))
+            y = convolution(b, x, out, 1, groups=groups, norm=False, bias=b.chance(0.8), act=act)
+            back = y.shape[1] == channels or b.chance(0.3)
+            y = y if back else convolution(b, y, channels, 1, groups=groups, norm=False, bias=True)
+        elif kind == "dense":
+            y = convolution(b, x, channels, int(b.choose([1, 3])), norm=False, bias=True, act=act)
+        else:
+            taps = int(b.choose([3, 5, 7, 9, 15, 31, 127], [4, 2, 2, 1, 1, 1, 0.3]))
+            taps = taps if taps < tokens else 3
+            count = channels if kind == "depthwise" else groups * (2 if channels // groups % 2 == 0 else 1)
+            y = convolution(b, x, channels, taps, groups=count, norm=b.chance(0.3), bias=b.chance(0.7), act=act)
+        x = b.op("Add", x, y) if y.shape == x.shape and b.chance(0.5) else y
+        if x.shape[1] != channels:
+            x = convolution(b, x, channels, 1, groups=groups, norm=False, bias=True)
 
 
 def speech_network(b: GraphBuilder, limit_s: float) -> None:

@@ -17,10 +17,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.shape_inference import infer_node_outputs
 
-__all__ = ["GraphBuilder", "Operand", "Style", "Value"]
+__all__ = ["MAX_WEIGHT_BYTES", "GraphBuilder", "Operand", "Style", "Value"]
 
 T = TypeVar("T")
 
+MAX_WEIGHT_BYTES = 150_000_000  # of one graph, roughly
 POOL_ELEMENTS = 1 << 21
 SLOW_RESIZES = {"linear": 300, "cubic": 3000}  # worth so many MACs an output element
 INFERENCE_LIMIT = 4096  # elements; larger constants say nothing about shapes
@@ -218,6 +219,10 @@ class GraphBuilder:
         elif op_type in ("LSTM", "GRU", "RNN"):
             steps, batch = inputs[0].shape[:2]
             self.macs += steps * batch * (prod(inputs[1].shape) + prod(inputs[2].shape))
+        elif op_type == "Einsum":
+            letters = attributes["equation"].split("->")[0].replace(",", "")
+            lengths = dict(zip(letters, (n for v in inputs for n in v.shape), strict=True))
+            self.macs += prod(lengths.values())
         elif op_type == "Resize":
             self.macs += sizes[0] * SLOW_RESIZES.get(attributes.get("mode", "nearest"), 50)
         self.traffic_bytes += 4 * (sum(sizes) + sum(prod(v.shape) for v in inputs))

@@ -11,7 +11,18 @@ from latpred.collect.blocks_residual import RESIDUAL_BLOCKS, Block, Traits
 from latpred.collect.graph_builder import GraphBuilder, Value
 from latpred.collect.layers import activation, channel_gate, convolution, flatten, global_pool, linear, pool, reduce
 
-__all__ = ["BATCHES", "RESOLUTIONS", "classic", "draw_batch", "draw_resolution", "mobile", "round_channels"]
+__all__ = [
+    "BATCHES",
+    "LEAST_WIDTH",
+    "RESOLUTIONS",
+    "classic",
+    "classic_traits",
+    "draw_batch",
+    "draw_resolution",
+    "mobile",
+    "mobile_traits",
+    "round_channels",
+]
 
 RESOLUTIONS = (
     (96, 1),
@@ -28,6 +39,8 @@ RESOLUTIONS = (
     (320, 1),
     (384, 1),
 )
+LEAST_WIDTH = {"inception": 40}  # channels of a block with four branches
+WIDE_BLOCKS = ("channels_last", "pointwise_mlp", "gated_convolution", "partial_convolution", "dilated_large_kernel")
 BATCHES = ((1, 14), (2, 2), (3, 0.5), (4, 1.5), (8, 0.7))
 
 
@@ -45,7 +58,7 @@ def draw_resolution(b: GraphBuilder, batch: int = 1) -> int:
 
 def round_channels(b: GraphBuilder, width: float) -> int:
     """To multiples of 8 mostly, of 4 or 2 now and then, of nothing rarely: searched networks have odd widths."""
-    multiple = b.choose([8, 16, 32, 4, 2, 1], [10, 4, 2, 1, 0.5, 0.3])
+    multiple = b.choose([8, 16, 32, 4, 2, 1], [10, 4, 2, 1.5, 0.8, 0.5])
     return int(max(8, round(width / multiple) * multiple))
 
 
@@ -111,17 +124,9 @@ def _network(b: GraphBuilder, block: Block, traits: Traits, widths: list[int], d
     _head(b, x, traits.act)
 
 
-def classic(b: GraphBuilder, limit_s: float) -> None:
-    """A network of classic blocks, 32 to 2048 channels wide."""
-    names = list(RESIDUAL_BLOCKS)
-    name = b.choose(names, [RESIDUAL_BLOCKS[n][1] for n in names])
-    base = (
-        b.between(24, 96, 8)
-        if name not in ("bottleneck", "preactivation", "split_attention", "multi_scale")
-        else (b.between(64, 320, 16))
-    )
-    growth = float(b.choose([2.0, 2.0, 2.0, 1.5, 1.7]))
-    traits = Traits(
+def classic_traits(b: GraphBuilder) -> Traits:
+    """What classic blocks have in common, as it occurs together."""
+    return Traits(
         act=b.choose(
             ["relu", "silu", "leaky_relu", "gelu", "prelu", "elu", "hard_swish", "mish"],
             [10, 2, 0.8, 0.5, 0.4, 0.3, 0.3, 0.3],
@@ -132,26 +137,11 @@ def classic(b: GraphBuilder, limit_s: float) -> None:
         group_width=b.choose([0, 4, 8, 16, 24, 32, 48, 64], [5, 1, 1, 1, 0.6, 0.8, 0.4, 0.6]),
         smooth_downsampling=b.chance(0.3),
     )
-    widths = [round_channels(b, base * growth**stage) for stage in range(4)]
-    _network(b, RESIDUAL_BLOCKS[name][0], traits, widths, True, limit_s)
 
 
-def mobile(b: GraphBuilder, limit_s: float) -> None:
-    """A network of small blocks, 12 to 768 channels wide."""
-    names = list(MOBILE_BLOCKS)
-    name = b.choose(names, [MOBILE_BLOCKS[n][1] for n in names])
-    wide = name in (
-        "channels_last",
-        "pointwise_mlp",
-        "gated_convolution",
-        "partial_convolution",
-        "dilated_large_kernel",
-    )
-    base = b.between(32, 128, 8) if wide else b.between(12, 48, 4)
-    if name in ("separable_residual", "shuffle"):
-        base *= 2
-    growth = 2.0 if wide else float(b.choose([1.5, 1.7, 1.9]))
-    traits = Traits(
+def mobile_traits(b: GraphBuilder) -> Traits:
+    """What small blocks have in common, as it occurs together."""
+    return Traits(
         act=b.choose(
             ["relu", "relu6", "silu", "hard_swish", "gelu", "leaky_relu", "prelu"], [4, 3, 4, 2.5, 1, 0.3, 0.3]
         ),
@@ -160,5 +150,33 @@ def mobile(b: GraphBuilder, limit_s: float) -> None:
         expansion=float(b.choose([1.0, 2.0, 3.0, 4.0, 6.0], [1, 1, 1.5, 3, 4])),
         same_upper=b.chance(0.1),
     )
+
+
+def classic(b: GraphBuilder, limit_s: float) -> None:
+    """A network of classic blocks, 32 to 2048 channels wide."""
+    names = list(RESIDUAL_BLOCKS)
+    name = b.choose(names, [RESIDUAL_BLOCKS[n][1] for n in names])
+    base = (
+        b.between(24, 96, 8)
+        if name not in ("bottleneck", "preactivation", "split_attention", "multi_scale")
+        else (b.between(64, 320, 16))
+    )
+    base = max(base, LEAST_WIDTH.get(name, 0))
+    growth = float(b.choose([2.0, 2.0, 2.0, 1.5, 1.7]))
+    traits = classic_traits(b)
+    widths = [round_channels(b, base * growth**stage) for stage in range(4)]
+    _network(b, RESIDUAL_BLOCKS[name][0], traits, widths, True, limit_s)
+
+
+def mobile(b: GraphBuilder, limit_s: float) -> None:
+    """A network of small blocks, 12 to 768 channels wide."""
+    names = list(MOBILE_BLOCKS)
+    name = b.choose(names, [MOBILE_BLOCKS[n][1] for n in names])
+    wide = name in WIDE_BLOCKS
+    base = b.between(32, 128, 8) if wide else b.between(12, 48, 4)
+    if name in ("separable_residual", "shuffle"):
+        base *= 2
+    growth = 2.0 if wide else float(b.choose([1.5, 1.7, 1.9]))
+    traits = mobile_traits(b)
     widths = [round_channels(b, base * growth**stage) for stage in range(4 if wide else 5)]
     _network(b, MOBILE_BLOCKS[name][0], traits, widths, wide, limit_s)

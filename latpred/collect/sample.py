@@ -17,25 +17,23 @@ from latpred.collect.templates import TEMPLATES
 
 __all__ = ["EARLY", "Configuration", "configuration", "draw_style"]
 
-TARGET_S = (0.0015, 0.06)  # of one inference
-WEIGHT_BYTES = (1e6, 120e6)
+WEIGHT_BYTES = (3e6, 120e6)
 SINGLE_SHARE = 0.5  # of composites with one section
 MIXED_SHARE = 0.5  # of the others: sections of several templates
 HEAVY_SHARE = 0.6  # of the others: they go on until their weights reach a drawn size
-QUANTIZED_SHARE = 0.22  # of composites whose templates occur quantized
 GOLDEN_RATIO = 0.6180339887498949
 
 # The first composites are mixed, so that even a minute of measuring has seen nearly every kind of kernel.
 EARLY: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("none", ("classic", "elementwise", "resampling", "products")),
-    ("none", ("language_model", "joins", "reductions", "convolutions", "contractions")),
+    ("none", ("classic", "elementwise", "resampling", "products", "token_moves")),
+    ("none", ("language_model", "joins", "reductions", "convolutions", "contractions", "indexing")),
     ("none", ("mobile", "broadcasts", "transposes", "recurrent", "convolution_chain")),
-    ("static", ("classic", "mobile", "vision_transformer")),
-    ("none", ("hybrid", "dense_layers", "lookups", "detector", "linear_chain")),
-    ("none", ("vision_transformer", "pyramid", "conversions", "temporal", "norms")),
+    ("static", ("classic", "mobile", "separable_chain", "vision_transformer")),
+    ("none", ("hybrid", "dense_layers", "lookups", "detector", "linear_chain", "axis_reductions")),
+    ("none", ("vision_transformer", "pyramid", "conversions", "temporal", "norms", "resizes")),
     ("dynamic", ("language_model", "vision_transformer", "dense_layers")),
-    ("none", ("mobile", "speech", "volume", "generator")),
-    ("none", ("classic", "mixer", "decoder", "super_resolution")),
+    ("none", ("mobile", "speech", "volume", "generator", "grouped_rows")),
+    ("none", ("classic", "mixer", "decoder", "super_resolution", "slim")),
     ("none", ("recurrent", "hybrid", "elementwise", "resampling")),
     ("static", ("convolution_chain", "hybrid", "linear_chain", "mobile")),
     ("none", ("language_model", "lookups", "broadcasts", "products")),
@@ -103,11 +101,11 @@ def configuration(seed: int, index: int, weights: Mapping[str, float] | None = N
     >>> configuration(1, 40) == configuration(1, 40)
     True
     >>> configuration(0, 0).templates
-    ('classic', 'elementwise', 'resampling', 'products')
+    ('classic', 'elementwise', 'resampling', 'products', 'token_moves')
     """
     rng = np.random.default_rng((seed, index))
     style = draw_style(rng)
-    target_s = float(np.exp(rng.uniform(*np.log(TARGET_S))))
+    within = rng.random()  # of the range of durations
     heavy = rng.random() < HEAVY_SHARE
     weight_bytes = int(np.exp(rng.uniform(*np.log(WEIGHT_BYTES)))) if heavy else 0
     single = False
@@ -119,14 +117,23 @@ def configuration(seed: int, index: int, weights: Mapping[str, float] | None = N
         names = list(weights or TEMPLATES)
         shares = np.cumsum([(weights or {n: TEMPLATES[n].weight for n in names})[n] for n in names])
         shares /= shares[-1]
-        lead = (GOLDEN_RATIO * index + GOLDEN_RATIO**2 * seed) % 1.0
-        single = bool(rng.random() < SINGLE_SHARE)
+        lead = names[int(np.searchsorted(shares, (GOLDEN_RATIO * index + GOLDEN_RATIO**2 * seed) % 1.0, side="right"))]
+        single = TEMPLATES[lead].whole or bool(rng.random() < SINGLE_SHARE)
         mixed = not single and rng.random() < MIXED_SHARE
-        picks = [lead, *(rng.random(int(rng.integers(1, 4))) if mixed else [])]
-        templates = tuple(dict.fromkeys(names[int(np.searchsorted(shares, u, side="right"))] for u in picks))
-        quantization = "none"
-        if rng.random() < QUANTIZED_SHARE and all(TEMPLATES[name].quantizable for name in templates):
-            quantization = str(rng.choice(["static", "dynamic"], p=[0.65, 0.35]))
+        others = rng.random(int(rng.integers(1, 4)) if mixed else 0)
+        picks = [names[int(np.searchsorted(shares, u, side="right"))] for u in others]
+        templates = tuple(dict.fromkeys([lead, *(name for name in picks if not TEMPLATES[name].whole)]))
+        target_s = float(np.exp(np.interp(within, (0, 1), np.log(TEMPLATES[lead].target_s))))
+        quantization = _quantization(templates, rng.random())
     if quantization != "none":
-        style = replace(style, opset=max(13, style.opset))
+        # Quantizers are given graphs that were tidied up first: folded, products with their bias in one op.
+        linear = "gemm" if quantization == "static" and rng.random() < 0.7 else style.linear
+        style = replace(style, opset=max(13, style.opset), fold_batch_norm=True, identity_share=0.0, linear=linear)
     return Configuration(index, templates, (seed, index), target_s, weight_bytes, single, quantization, style)
+
+
+def _quantization(templates: tuple[str, ...], drawn: float) -> str:
+    """Whether and how templates occur quantized together: as often as the one that is so most rarely."""
+    static = min(TEMPLATES[name].quantized.static for name in templates)
+    dynamic = min(TEMPLATES[name].quantized.dynamic for name in templates)
+    return "static" if drawn < static else "dynamic" if drawn < static + dynamic else "none"

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from latpred.collect.graph_builder import GraphBuilder, Style
-from latpred.collect.quantise import quantise_dynamic, quantise_static
+from latpred.collect.graph_builder import MAX_WEIGHT_BYTES, GraphBuilder, Style
+from latpred.collect.quantise_dynamic import quantise_dynamic
+from latpred.collect.quantise_static import quantise_static
 from latpred.collect.sample import Configuration
 from latpred.collect.templates import TEMPLATES
 
 __all__ = ["Composite", "reference", "synthesize"]
 
-MAX_WEIGHT_BYTES = 150_000_000
 MAX_NODES = 400
 MAX_SECTIONS = 12
 OVERTIME = 2.0  # how far beyond its target a heavy composite may go

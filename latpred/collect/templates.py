@@ -12,18 +12,31 @@ from dataclasses import dataclass
 from latpred.collect import (
     blocks_attention,
     blocks_chain,
+    blocks_contraction,
     blocks_elementwise,
+    blocks_gather,
     blocks_movement,
     blocks_product,
     blocks_reduction,
+    blocks_resize,
     blocks_sequence,
+    blocks_tokens,
     blocks_window,
     networks_convolution,
     networks_dense,
+    networks_slim,
 )
 from latpred.collect.graph_builder import GraphBuilder
 
-__all__ = ["TEMPLATES", "Template"]
+__all__ = ["TEMPLATES", "Quantized", "Template"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """Which shares of a template's composites are quantized."""
+
+    static: float  # with QDQ pairs
+    dynamic: float  # with integer products, whose input is quantized as it arrives
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,38 +45,51 @@ class Template:
 
     build: Callable[[GraphBuilder, float], None]
     weight: float
-    quantizable: bool = True  # whether quantized variants occur
+    quantized: Quantized = Quantized(0.15, 0.1)
+    target_s: tuple[float, float] = (0.0015, 0.06)  # of one inference of the composites that it leads
+    whole: bool = False  # a network of its own: never beside other sections
 
+
+_IMAGES = Quantized(0.3, 0.02)
+_TOKENS = Quantized(0.13, 0.15)
+_FLOAT = Quantized(0.0, 0.0)
 
 TEMPLATES: dict[str, Template] = {
-    "classic": Template(networks_convolution.classic, 18),
-    "mobile": Template(networks_convolution.mobile, 20),
-    "language_model": Template(blocks_attention.language_model, 14),
-    "vision_transformer": Template(blocks_attention.vision_transformer, 10),
+    "classic": Template(networks_convolution.classic, 18, _IMAGES),
+    "mobile": Template(networks_convolution.mobile, 20, _IMAGES),
+    "slim": Template(networks_slim.slim_network, 20, Quantized(0.25, 0.05), target_s=(0.0006, 0.004), whole=True),
+    "language_model": Template(blocks_attention.language_model, 14, _TOKENS),
+    "vision_transformer": Template(blocks_attention.vision_transformer, 10, _TOKENS),
     "hybrid": Template(blocks_window.hybrid_network, 14),
     "mixer": Template(blocks_window.mixer_network, 3),
-    "recurrent": Template(blocks_sequence.recurrent_network, 5, quantizable=False),
-    "temporal": Template(blocks_sequence.temporal_network, 3, quantizable=False),
+    "recurrent": Template(blocks_sequence.recurrent_network, 5, _FLOAT),
+    "temporal": Template(blocks_sequence.temporal_network, 3, _FLOAT),
     "speech": Template(blocks_sequence.speech_network, 3),
+    "grouped_rows": Template(blocks_sequence.grouped_rows, 2, _FLOAT),
     "decoder": Template(networks_dense.decoder_network, 3),
     "pyramid": Template(networks_dense.pyramid_network, 3),
     "super_resolution": Template(networks_dense.super_resolution, 1.5),
-    "generator": Template(networks_dense.generator, 1.5, quantizable=False),
-    "detector": Template(networks_dense.detector_head, 2, quantizable=False),
-    "volume": Template(networks_dense.volume_network, 2, quantizable=False),
-    "convolutions": Template(blocks_product.convolutions, 6),
+    "generator": Template(networks_dense.generator, 1.5, _FLOAT),
+    "detector": Template(networks_dense.detector_head, 2, _FLOAT),
+    "volume": Template(networks_dense.volume_network, 2, _FLOAT),
+    "convolutions": Template(blocks_product.convolutions, 6, _IMAGES),
     "products": Template(blocks_product.products, 6),
-    "dense_layers": Template(blocks_product.dense_layers, 4),
-    "convolution_chain": Template(blocks_chain.convolution_chain, 14),
-    "linear_chain": Template(blocks_chain.linear_chain, 10),
+    "dense_layers": Template(blocks_product.dense_layers, 6, _TOKENS),
+    "convolution_chain": Template(blocks_chain.convolution_chain, 14, _IMAGES),
+    "separable_chain": Template(blocks_chain.separable_chain, 6, Quantized(0.5, 0.02)),
+    "linear_chain": Template(blocks_chain.linear_chain, 10, _TOKENS),
     "elementwise": Template(blocks_elementwise.elementwise, 5),
     "broadcasts": Template(blocks_elementwise.broadcasts, 5),
     "reductions": Template(blocks_reduction.reductions, 5),
-    "contractions": Template(blocks_reduction.contractions, 1.5, quantizable=False),
-    "norms": Template(blocks_reduction.norms, 2.5, quantizable=False),
-    "conversions": Template(blocks_elementwise.conversions, 1.5, quantizable=False),
+    "axis_reductions": Template(blocks_reduction.axis_reductions, 2.5, _FLOAT),
+    "contractions": Template(blocks_contraction.contractions, 4, _FLOAT),
+    "norms": Template(blocks_reduction.norms, 2.5, _FLOAT),
+    "conversions": Template(blocks_elementwise.conversions, 2, _FLOAT),
     "transposes": Template(blocks_movement.transposes, 4),
     "joins": Template(blocks_movement.joins, 4),
-    "lookups": Template(blocks_movement.lookups, 2.5, quantizable=False),
+    "token_moves": Template(blocks_tokens.token_moves, 4, Quantized(0.1, 0.0)),
+    "lookups": Template(blocks_movement.lookups, 3.5, _FLOAT),
+    "indexing": Template(blocks_gather.indexing, 3, _FLOAT),
     "resampling": Template(blocks_movement.resampling, 4),
+    "resizes": Template(blocks_resize.resizes, 3, Quantized(0.1, 0.0)),
 }
