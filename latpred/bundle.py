@@ -62,6 +62,7 @@ class Manifest:
     between: Between
     calibration: Calibration
     noise_floor: Mapping[str, float] = field(default_factory=dict)
+    reference_s: float | None = None  # usual latency of the reference graph while it was collected
     checksums: Mapping[str, str] = field(default_factory=dict)  # file -> sha256
     schema_version: int = SCHEMA_VERSION
 

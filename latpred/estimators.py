@@ -53,6 +53,10 @@ class Estimator(Protocol):
     def calibration(self) -> Calibration:
         """How wide an interval has to be."""
 
+    @property
+    def reference_s(self) -> float | None:
+        """Latency of the reference graph when the device was measured, where it was."""
+
     def estimate(self, kernels: Sequence[Kernel]) -> list[Estimate]:
         """One launch of each kernel."""
 
@@ -111,6 +115,7 @@ class LearnedEstimator(_Remembered):
         self.rules = bundle.rules
         self.between = bundle.manifest.between
         self.calibration = bundle.manifest.calibration
+        self.reference_s = bundle.manifest.reference_s
         self._trees = frozenset(bundle.forest.kinds)
         self._laws = {kind: summary.law for kind, summary in bundle.manifest.kinds.items() if summary.law}
         self._ratios = {kind: summary.ratio for kind, summary in bundle.manifest.kinds.items()}
@@ -179,6 +184,7 @@ class AnalyticalEstimator(_Remembered):
         self.rules = default_rules()
         self.between = Between()
         self.calibration = Calibration()
+        self.reference_s: float | None = None
 
     def _compute(self, kernels: list[Kernel]) -> list[Estimate]:
         from latpred.analytical import analytical_s

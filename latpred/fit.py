@@ -230,6 +230,7 @@ def fit_samples(
         between=between,
         calibration=calibration,
         noise_floor=dict(meta.noise_floor),
+        reference_s=meta.reference_s,
     )
     forest = Forest.compile({kind.kind: kind.model for kind in kinds if kind.model}, FEATURES)
     return FitReport(tuple(summaries), errors, Bundle(manifest, forest, device, rules))

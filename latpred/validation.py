@@ -171,7 +171,6 @@ def compare(
     families: Mapping[str, str] | None = None,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    collected_reference_s: float | None = None,
 ) -> Validation:
     """Predict every network that was measured, and tell how far off.
 
@@ -183,8 +182,6 @@ def compare(
         Name -> family; see `family_of`.
     dims, shapes : mappings, optional
         With which the networks were measured.
-    collected_reference_s : float, optional
-        Usual latency of the reference in the campaign that the predictor was fitted on.
 
     Raises
     ------
@@ -227,7 +224,7 @@ def compare(
         retest=statistics.fmean(one.retest for one in again) if again else nan,
         raw_retest=statistics.fmean(one.raw_retest for one in again) if again else nan,
         drift=max(references_s) / min(references_s),
-        machine_ratio=usual_s / collected_reference_s if collected_reference_s else None,
+        machine_ratio=usual_s / collected_s if (collected_s := predictor.estimator.reference_s) else None,
         failed=failed,
         warnings=(*predictor.warnings, *_mismatches(measurements, predictor)),
         misses=tuple(misses),

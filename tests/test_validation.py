@@ -75,7 +75,10 @@ class Told:
 
     device = "toy"
     warnings = ("latency of another machine",)
-    estimator = AnalyticalEstimator(DEVICE)
+
+    def __init__(self, reference_s: float | None = None) -> None:
+        self.estimator = AnalyticalEstimator(DEVICE)
+        self.estimator.reference_s = reference_s
 
     def predict(self, path: str, dims: object = None, shapes: object = None) -> Prediction:
         if path not in ANSWERS:
@@ -83,8 +86,8 @@ class Told:
         return ANSWERS[path]
 
 
-def validated(measured: Measurements = MEASURED, **given: Any) -> Validation:
-    return compare(measured, Told(), **given)
+def validated(measured: Measurements = MEASURED, reference_s: float | None = None, **given: Any) -> Validation:
+    return compare(measured, Told(reference_s), **given)
 
 
 def test_drift_is_cancelled_by_the_reference() -> None:
@@ -186,7 +189,7 @@ def test_what_could_not_be_compared_is_told() -> None:
 
 def test_the_machine_is_compared_with_that_of_the_campaign_where_it_is_known() -> None:
     assert validated().machine_ratio is None
-    assert validated(collected_reference_s=0.0008).machine_ratio == pytest.approx(1.25)
+    assert validated(reference_s=0.0008).machine_ratio == pytest.approx(1.25)
 
 
 def test_the_regime_says_what_the_predictor_has_seen() -> None:
@@ -241,7 +244,7 @@ def test_what_cannot_be_predicted_is_not_measured(tmp_path: Path, monkeypatch: p
 
 
 def test_the_report_tells_everything_worst_first() -> None:
-    text = validation_text(validated(collected_reference_s=0.0008))
+    text = validation_text(validated(reference_s=0.0008))
     rows = [line for line in text.splitlines() if line.startswith(("lstm ", "resnet__a "))]
     assert rows[0].split()[:7] == ["lstm", "21", "23.1", "+10.0", "no", "9", "9.5"]
     assert rows[1].split()[:8] == ["resnet__a", "10", "9.5", "-5.0", "yes", "21", "0.0", "-0.005"]

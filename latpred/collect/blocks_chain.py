@@ -18,6 +18,11 @@ MACS_PER_S = 40e9  # of a current core, roughly: bounds what one layer may take 
 MAX_WEIGHTS = 12_000_000  # elements of one layer
 SIDES = (7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160)
 GROUP_WIDTHS = (4, 6, 8, 10, 12, 16, 16, 20, 24, 28, 32, 32, 40, 48, 56, 64, 64, 112, 128, 256)
+ROWS = (  # tokens of a sequence, or positions of an image, and how often
+    (1, 3), (4, 0.7), (8, 1), (16, 1.5), (32, 2), (49, 2), (50, 0.7), (64, 2), (77, 0.5), (98, 0.5), (128, 3), (144, 1),
+    (196, 3), (197, 3), (256, 2.5), (257, 1), (320, 0.5), (384, 1.5), (400, 0.5), (512, 1.5), (577, 0.7), (784, 2.5),
+    (1024, 1.5), (1568, 1.5), (3136, 2.5), (4096, 1),
+)  # fmt: skip
 STEP_KINDS = (
     # what one step is, and how often
     ("pointwise", 9),
@@ -148,10 +153,7 @@ def _pointwise(b: GraphBuilder, x: Value, before: Value, most_macs: float, act: 
 
 def linear_chain(b: GraphBuilder, limit_s: float) -> None:
     """Linear layers one after another on rows of tokens, widened and narrowed as projections and MLPs do."""
-    rows = b.choose(
-        [1, 4, 8, 16, 32, 49, 50, 64, 77, 98, 128, 144, 196, 197, 256, 257, 320, 384, 400, 512, 577, 784, 1024, 3136],
-        [3, 0.7, 1, 1.5, 2, 2, 0.7, 2, 0.5, 0.5, 3, 1, 3, 3, 2.5, 1, 0.5, 1.5, 0.5, 1.5, 0.7, 2, 1, 1.5],
-    )
+    rows = b.choose([rows for rows, _ in ROWS], [weight for _, weight in ROWS])
     most = 1536 if rows <= 200 else 1024 if rows <= 600 else 384
     width = b.between(32, most, 8) if b.chance(0.85) else b.between(20, 700)
     act = b.choose(["gelu", "relu", "gelu_tanh", "silu", "quick_gelu", "hard_swish"], [6, 3, 0.7, 1.5, 0.5, 0.7])
