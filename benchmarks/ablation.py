@@ -38,7 +38,7 @@ from latpred.collect import rounds
 from latpred.device import Device, Level, load_toml
 from latpred.errors import InputError, LatpredError
 from latpred.estimators import LearnedEstimator
-from latpred.fit import FitReport, WholeGraph, fit_samples, whole_graphs
+from latpred.fit import FitReport, WholeGraph, fit_samples, kernels_at_usual_speed, relative_speeds, whole_graphs
 from latpred.forest import Forest
 from latpred.kernels.features import FEATURES, features_and_terms
 from latpred.kernels.fusion import RuleBook
@@ -48,6 +48,7 @@ from latpred.kernels.views import COLUMNS
 from latpred.metrics import Errors
 from latpred.predictor import Predictor
 from latpred.regressor import Settings
+from latpred.report.validation import without_nan
 from latpred.store import Dataset, KernelSample, Meta
 from latpred.validation import compare, load_families
 
@@ -73,7 +74,6 @@ RANDOM_FOREST = Settings(
         "feature_fraction_bynode": 0.5,
     },
 )
-NEVER = sys.maxsize
 UNIT_S = 1e-6
 
 
@@ -127,11 +127,12 @@ class Measured:
 
     @classmethod
     def of(cls, folder: Path, networks: rounds.Measurements, families: Mapping[str, str]) -> Measured:
-        """A dataset's folder, and the networks."""
+        """A dataset's folder, its latencies taken to the usual speed as `latpred fit` takes them, and the networks."""
         dataset = Dataset.open(folder)
         device, rules = load_toml(folder / "device.toml"), RuleBook.load(folder / "rules.toml")
-        graphs = whole_graphs(dataset.samples())
-        return cls(dataset.kernels(), graphs, device, rules, dataset.meta, networks, families)
+        kernels = kernels_at_usual_speed(dataset)
+        graphs = whole_graphs(dataset.samples(), relative_speeds(dataset))
+        return cls(kernels, graphs, device, rules, dataset.meta, networks, families)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,6 @@ def without(ablation: Ablation) -> Iterator[None]:
         joblib.parallel_config(backend="threading"),  # what is replaced here would be whole again in another process
         mock.patch.object(regressor, "features_and_terms", features),
         mock.patch.object(estimators, "features_and_terms", features),
-        mock.patch.object(regressor, "FEWEST_FOR_LAW", regressor.FEWEST_FOR_LAW if ablation.law else NEVER),
     ):
         yield
 
@@ -234,8 +234,9 @@ def averaged(forest: Forest) -> Forest:
 def fit_variant(ablation: Ablation, measured: Measured) -> FitReport:
     """Fit the dataset as the variant sees it; to be called `without` it."""
     device = measured.device if ablation.three_levels else one_level(measured.device)
+    settings = replace(ablation.settings or Settings(), law=ablation.law)
     report = fit_samples(
-        measured.kernels, measured.graphs, device, measured.rules, measured.meta, jobs=-1, settings=ablation.settings
+        measured.kernels, measured.graphs, device, measured.rules, measured.meta, jobs=-1, settings=settings
     )
     if ablation.settings is RANDOM_FOREST:
         report = replace(report, bundle=replace(report.bundle, forest=averaged(report.bundle.forest)))
@@ -344,9 +345,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="keys of the variants to run, such as a,c,d; all by default")
     parser.add_argument("--json", action="store_true", help="print an object instead of a table")
     options = parser.parse_args(arguments)
-    wanted = [ablation for ablation in ABLATIONS if not options.only or ablation.key in options.only.split(",")]
+    keys = [ablation.key for ablation in ABLATIONS]
+    only = options.only.split(",") if options.only else keys
+    wanted = [ablation for ablation in ABLATIONS if ablation.key in only]
     results = []
     try:
+        if unknown := sorted(set(only) - set(keys)):
+            raise InputError(f"--only takes {', '.join(keys)}; got {', '.join(unknown)}: choose among these")
         paths = rounds.names_of(models(options.paths))
         networks = rounds.select(rounds.load(options.measured), paths, str(options.measured))
         families = load_families(options.families) if options.families else {}
@@ -356,7 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LatpredError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps([result.to_dict() for result in results], indent=1) if options.json else table(results))
+    found = without_nan([result.to_dict() for result in results])
+    print(json.dumps(found, indent=1, allow_nan=False) if options.json else table(results))
     return 0
 
 

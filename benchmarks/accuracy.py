@@ -3,22 +3,24 @@
     python benchmarks/accuracy.py FOLDER_OR_MODEL... [--materialize SCRIPT] [--save measured.json]
     python benchmarks/accuracy.py FOLDER_OR_MODEL... --measured measured.json [--device local] [--home DIR] [--json]
 
-Measured as `latpred validate` does it (`latpred.collect.rounds`), compared as it does it (`latpred.validation`): each
-network in several rounds, with the machine's drift cancelled by a reference graph beside each. Graphs without weights
-get seeded random ones.
+Measured as `latpred validate` does it, but for the profiler (`latpred.collect.rounds`), compared as it does it
+(`latpred.validation`): each network in several rounds, with the machine's drift cancelled by a reference graph beside
+each. Graphs without weights get seeded random ones.
 
 Baselines:
 
 - FLOPs: latency proportional to FLOPs; the factor is the median over the networks of all *other* families;
 - FLOPs + traffic: linear in FLOPs, bytes and launches, least relative squares over the networks of other families;
 - roofline: the sum of the kernels' three-level roofline times on the predictor's device;
-- unfused: the sum of all ops as the file has them, each predicted as its own kernel by the same regressors;
+- unfused: all ops as the file has them, each predicted as its own kernel by the same regressors, and what lies between;
 - nn-Meter recipe: random forests on absolute latency from nn-Meter's features, trained on the predictor's dataset
   (`nn_meter.py`); kernels that it has no predictor for count as 0, as published;
 - nn-Meter + every kind: the same, with a forest for each of those kinds too;
-- another measurement: the first round as the prediction of the others, the noise floor.
+- another measurement: every round in turn as the prediction of the median of the others, averaged: the noise floor. A
+  perfect prediction would lie below it, its yardstick is the median of all rounds.
 
-A family is the part of the name before ``__``, or what ``--families families.json`` says.
+A family is the part of the name before ``__``, or what ``--families families.json`` says; what `variants.py` made of a
+network is of the network's family.
 """
 
 from __future__ import annotations
@@ -41,17 +43,20 @@ from tabulate import tabulate
 
 import latpred
 from latpred import home as homes
+from latpred.calibration import Launches
 from latpred.collect import rounds
 from latpred.collect.ort import OrtRunner
 from latpred.collect.processor import identify
 from latpred.collect.weights import runnable
-from latpred.comparison import Compared
+from latpred.comparison import Compared, measured_again
 from latpred.errors import LatpredError
+from latpred.fit import kernels_at_usual_speed
 from latpred.graph import read
 from latpred.kernels.detect import detect
 from latpred.metrics import Errors, errors_of
+from latpred.report.validation import percent, without_nan
 from latpred.store import Dataset
-from latpred.validation import Validation, compare, load_families
+from latpred.validation import Validation, compare, load_families, plan_for
 
 OWN, FLOOR = "latpred", "another measurement"
 
@@ -77,7 +82,7 @@ class Row:
 class Method:
     """Predictions in s, network by network, and their errors against the drift-cancelled latencies."""
 
-    predicted_s: Sequence[float]
+    predicted_s: Sequence[float]  # empty for the noise floor: each round is one
     errors: Errors
     raw_mape: float  # against the latencies as the clock gave them
 
@@ -88,8 +93,10 @@ class Method:
         return cls(predicted_s, errors_of(predicted_s, [row.measured_s for row in rows]), raw.mape)
 
 
-def measure(paths: Mapping[str, Path], options: argparse.Namespace) -> rounds.Measurements:
-    """All networks in rounds; progress goes to the error stream."""
+def measure(
+    paths: Mapping[str, Path], options: argparse.Namespace, predictor: latpred.Predictor
+) -> rounds.Measurements:
+    """All networks in rounds, with the predictor's threads unless told; progress goes to the error stream."""
     if options.materialize:
         materialize = runpy.run_path(str(options.materialize))["materialize"]
 
@@ -108,7 +115,7 @@ def measure(paths: Mapping[str, Path], options: argparse.Namespace) -> rounds.Me
     return rounds.measure_rounds(
         {name: model_of(path) for name, path in paths.items()},
         OrtRunner,
-        rounds.round_plan(options.threads or 1, options.budget, profile=False),
+        plan_for(predictor, options.threads, options.budget, profile=False),
         options.rounds,
         told,
         processor=identify().label,
@@ -118,12 +125,13 @@ def measure(paths: Mapping[str, Path], options: argparse.Namespace) -> rounds.Me
 
 def rows_of(validation: Validation, paths: Mapping[str, Path], predictor: latpred.Predictor) -> list[Row]:
     """The ingredients of the baselines, from the kernels that were predicted."""
-    rules = predictor.estimator.rules
+    rules, between = predictor.estimator.rules, predictor.estimator.between
     unfused_rules = rules.revised({name: replace(rule, holds=False) for name, rule in rules.rules.items()})
     rows = []
     for compared in validation.compared:
         kernels = compared.prediction.kernels
-        unfused = predictor.predict_kernels(detect(read(paths[compared.name]), unfused_rules).kernels)
+        unfused = detect(read(paths[compared.name]), unfused_rules).kernels
+        unfused_s = sum(entry.latency_s for entry in predictor.predict_kernels(unfused))
         work = [(entry.kernel.work, entry.kernel.repeat) for entry in kernels]
         rows.append(
             Row(
@@ -132,7 +140,7 @@ def rows_of(validation: Validation, paths: Mapping[str, Path], predictor: latpre
                 float(sum(w.traffic_bytes * repeat for w, repeat in work)),
                 float(sum(repeat for _, repeat in work)),
                 sum(entry.roofline_s for entry in kernels),
-                sum(entry.latency_s for entry in unfused),
+                between.whole_s(unfused_s, Launches.of(unfused)),
             )
         )
     return rows
@@ -188,24 +196,20 @@ def methods(rows: Sequence[Row], forests: Forests | None) -> dict[str, Method]:
     return {name: Method.of(values, rows) for name, values in predicted_s.items()}
 
 
-def noise_floor(measurements: rounds.Measurements, validation: Validation) -> Method | None:
-    """The first round of each network as the prediction of the others; None where there is one round only."""
-    if validation.noise is None:
-        return None
-    again = [network for network in measurements.networks if len(network.rounds) > 1]
-    raw_s = [[one.latency_s for one in network.rounds] for network in again]
-    raw = errors_of([first_s for first_s, *_ in raw_s], [statistics.median(rest_s) for _, *rest_s in raw_s])
-    return Method([one.first_s for one in validation.compared], validation.noise, raw.mape)
+def noise_floor(validation: Validation) -> Method | None:
+    """Every round as the prediction of the others, averaged; None where there is one round only."""
+    raw = measured_again([one.raw_s for one in validation.compared])
+    return Method((), validation.noise, raw.mape) if validation.noise and raw else None
 
 
 def forests_of(options: argparse.Namespace) -> Forests | None:
     """nn-Meter's forests from the dataset that the predictor was fitted on; None where it is not at hand."""
     found = homes.find_model(options.device, options.threads, options.home)
-    dataset = found.path.parent.parent / "datasets" / found.path.name if found else None
-    if dataset is None or not (dataset / "meta.json").is_file():
+    folder = found.path.parent.parent / "datasets" / found.path.name if found else None
+    if folder is None or not (folder / "meta.json").is_file():
         print(f"nn-Meter is left out: no dataset lies beside the predictor of {options.device}", file=sys.stderr)
         return None
-    return fit_forests(Dataset.open(dataset).kernels())
+    return fit_forests(kernels_at_usual_speed(Dataset.open(folder)))
 
 
 def without_predictor(rows: Sequence[Row]) -> float:
@@ -259,7 +263,7 @@ def network_table(rows: Sequence[Row], by_method: Mapping[str, Method]) -> str:
             f"{compared.prediction.latency_s * 1e3:.3f}",
             f"{100 * compared.error:+.1f}",
             "yes" if compared.inside else "no",
-            f"{100 * compared.retest:.1f}",
+            percent(compared.retest),
             *(f"{100 * (by_method[name].predicted_s[index] / row.measured_s - 1):+.0f}" for name in baselines),
         )
 
@@ -279,10 +283,12 @@ def report(rows: Sequence[Row], by_method: Mapping[str, Method], validation: Val
             f"{validation.device}, measured on {validation.measured_on}: {validation.regime}.\n"
             f"{len(rows)} networks of {len({row.compared.family for row in rows})} families; baselines by FLOPs and "
             "traffic leave the network's own family out.\n"
+            f"{FLOOR}: every round as the prediction of the median of the others; a perfect prediction would lie below "
+            "that, its yardstick is the median of all rounds.\n"
             "Drift is cancelled by the reference graph beside each measurement; raw is as the clock gave it.\n"
             f"90 % interval: {100 * validation.coverage:.1f} % inside, median width {100 * validation.width:.1f} % of "
-            f"the latency. Two rounds differ by {100 * validation.retest:.2f} % on average, "
-            f"{100 * validation.raw_retest:.2f} % raw; the reference drifted by a factor of {validation.drift:.3f}.\n"
+            f"the latency. Two rounds differ by {percent(validation.retest, 2)} % on average, "
+            f"{percent(validation.raw_retest, 2)} % raw; the reference drifted by a factor of {validation.drift:.3f}.\n"
             f"nn-Meter has no predictor for {100 * without_predictor(rows):.1f} % of the kernel time, mean over "
             "networks.",
         )
@@ -290,8 +296,8 @@ def report(rows: Sequence[Row], by_method: Mapping[str, Method], validation: Val
 
 
 def to_dict(rows: Sequence[Row], by_method: Mapping[str, Method], validation: Validation) -> dict[str, Any]:
-    """The same for programs; shares and errors are fractions."""
-    return {
+    """The same for programs; shares and errors are fractions, None for what is undefined."""
+    found = {
         "networks": len(rows),
         "methods": {name: {**m.errors.to_dict(), "raw_mape": m.raw_mape} for name, m in by_method.items()},
         "interval_coverage": validation.coverage,
@@ -301,6 +307,8 @@ def to_dict(rows: Sequence[Row], by_method: Mapping[str, Method], validation: Va
         "drift": validation.drift,
         "failed": dict(validation.failed),
     }
+    plain: dict[str, Any] = without_nan(found)
+    return plain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -308,8 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--materialize", type=Path, help="script with a function materialize(model) -> model")
     parser.add_argument("--families", type=Path, help="JSON object: network -> family")
-    parser.add_argument("--measured", type=Path, help="latencies that an earlier run saved")
-    parser.add_argument("--save", type=Path, help="where to save the measured latencies")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--measured", type=Path, help="latencies that an earlier run saved")
+    kept.add_argument("--save", type=Path, help="where to save the measured latencies")
     parser.add_argument("--rounds", type=int, default=3, help="times that every network is measured (default 3)")
     parser.add_argument("--budget", type=float, default=0.3, metavar="S", help="s of runs a network and round")
     parser.add_argument("--device", default="local")
@@ -319,15 +328,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     paths = rounds.names_of(models(options.paths))
     try:
+        if options.save:
+            rounds.check_target(options.save)
+        predictor = latpred.load(options.device, options.threads, options.home)
+        families = load_families(options.families) if options.families else {}
         measurements = (
             rounds.select(rounds.load(options.measured), paths, str(options.measured))
             if options.measured
-            else measure(paths, options)
+            else measure(paths, options, predictor)
         )
-        if options.save:
+        if options.save and measurements.networks:
             rounds.save(measurements, options.save)
-        predictor = latpred.load(options.device, options.threads, options.home)
-        families = load_families(options.families) if options.families else {}
         validation = compare(measurements, predictor, families)
         for warning in validation.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -338,11 +349,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LatpredError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if floor := noise_floor(measurements, validation):
+    if floor := noise_floor(validation):
         by_method[FLOOR] = floor
-    print(json.dumps(to_dict(rows, by_method, validation), indent=1) if options.json
+    print(json.dumps(to_dict(rows, by_method, validation), indent=1, allow_nan=False) if options.json
           else report(rows, by_method, validation))  # fmt: skip
-    return 1 if validation.failed else 0
+    if measurements.interrupted:
+        print("interrupted: networks have fewer rounds than wanted", file=sys.stderr)
+    return 1 if validation.failed or measurements.interrupted else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ the figures can be compared one to one.
 
 References
 ----------
-nn-Meter: Zhang et al., MobiSys 2021. LitePred: Feng et al., NSDI 2024.
+nn-Meter: Zhang et al., MobiSys 2021. LitePred: Feng et al., NSDI 2024. Graph networks: on unseen families, as reported
+in the literature.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from latpred.estimators import LearnedEstimator
 from latpred.fit import fit
 from latpred.metrics import Errors
 from latpred.predictor import Predictor
+from latpred.report.validation import without_nan
 from latpred.validation import compare
 
 Points = Sequence[tuple[float, float]]  # (minutes, %)
@@ -46,7 +48,7 @@ WIDTH, HEIGHT = 64, 14  # characters of a plot
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a paper says it needed, and reached."""
+    """What others are said to have needed, and reached."""
 
     mark: str
     name: str
@@ -61,7 +63,7 @@ REFERENCES = (
     Reference("N", "nn-Meter", 2.5 * 24 * 60, None, 0.990, None, "one phone CPU; variants of known families"),
     Reference("L", "LitePred", 0.48 * 60, 0.905, 0.989, None,
               "ONNX Runtime on a CPU; on top of predictors of other devices"),
-    Reference("G", "graph networks", None, None, None, 0.084, "families that they never saw"),
+    Reference("G", "graph networks", None, None, None, 0.084, "unseen families, as reported in the literature"),
 )  # fmt: skip
 
 
@@ -192,7 +194,7 @@ def campaign_table(campaigns: Sequence[Campaign]) -> str:
 
 
 def reference_table() -> str:
-    """What the papers say."""
+    """What others are said to have needed, and reached."""
 
     def percent(share: float | None) -> str:
         return "" if share is None else f"{100 * share:.1f}"
@@ -259,7 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LatpredError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps([campaign.to_dict() for campaign in campaigns], indent=1) if options.json else report(campaigns))
+    found = without_nan([campaign.to_dict() for campaign in campaigns])
+    print(json.dumps(found, indent=1, allow_nan=False) if options.json else report(campaigns))
     return 0
 
 

@@ -81,9 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others = [size for size in SIZES if size != (old[0].dim_value, old[2].dim_value)]
         found = 0
         for index in rng.permutation(len(others)):
+            if found == options.each:
+                break
             batch, side = others[index]
             other = rewritten(model, batch, side)
-            if found < options.each and follows(other, batch):
+            if follows(other, batch):
                 onnx.save(other, options.out / f"{path.stem}-b{batch}r{side}.onnx")
                 found += 1
         written += found

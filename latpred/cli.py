@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latpred.arguments import add_model_options, add_place_options, parse_budget, parse_interval, parse_positive
-from latpred.errors import InputError, LatpredError
+from latpred.errors import InputError, LatpredError, MeasurementError
 
 if TYPE_CHECKING:
     from latpred.collect.rounds import Step
@@ -87,22 +88,38 @@ def run_validate(args: argparse.Namespace) -> int:
     from latpred.collect import rounds
     from latpred.report.validation import validation_object, validation_text
 
-    files = model_files(args.models)
-    if args.save and not args.save.parent.is_dir():
-        raise InputError(f"--save needs a folder that is there, {args.save.parent} is not: make it first")
+    named = rounds.names_of(model_files(args.models))
+    if args.save:
+        rounds.check_target(args.save)
     families = validation.load_families(args.families) if args.families else {}
+    kept = rounds.load(args.measured) if args.measured else None
     serving = predictor.load(args.device, threads=args.threads, home=args.home)
     dims, shapes = dict(args.dim), dict(args.shape)
-    if args.measured:
-        measured = rounds.select(rounds.load(args.measured), rounds.names_of(files), str(args.measured))
+    known, unknown = validation.predictable(named, serving, dims, shapes)
+    for name, error in unknown.items():
+        complain(str(error) if len(named) == 1 else f"{named[name]}: {error}")
+    worst = max(map(exit_code, unknown.values()), default=0)
+    if not known:
+        return worst
+    if kept:
+        measured = rounds.select(kept, known, str(args.measured))
+        if known.keys() - {network.name for network in kept.networks} - kept.failed.keys():
+            worst = 2  # the file is another one than is meant, or a network: the caller can mend it
     else:
-        measured = validation.measure(
-            files, serving, args.repeat, args.threads, args.run_budget, dims, shapes, tell_step
-        )
+        plan = validation.plan_for(serving, args.threads, args.run_budget)
+        measured = validation.measure(known, plan, args.repeat, dims, shapes, tell_step)
+    if measured.interrupted and not measured.networks:
+        complain("interrupted before any network was measured: nothing is kept, run it again")
+        return max(worst, 1)
     if args.save:
         rounds.save(measured, args.save)
-    found = validation.compare(measured, serving, families, dims, shapes)
-    print(json.dumps(validation_object(found), indent=1, allow_nan=False) if args.json else validation_text(found))
+    try:
+        found = validation.compare(measured, serving, families, dims, shapes)
+    except MeasurementError as error:
+        complain(str(error))
+        return max(worst, exit_code(error))
+    told = replace(found, failed={**{name: str(error) for name, error in unknown.items()}, **found.failed})
+    print(json.dumps(validation_object(told), indent=1, allow_nan=False) if args.json else validation_text(told))
     unreached = [name for name, why in found.failed.items() if why == rounds.NOT_REACHED]
     for name, why in found.failed.items():
         if name not in unreached:
@@ -110,7 +127,7 @@ def run_validate(args: argparse.Namespace) -> int:
     if measured.interrupted:
         left = f"; not reached: {', '.join(unreached)}" if unreached else ""
         complain(f"interrupted: what was measured until then is compared{left}")
-    return 1 if found.failed or measured.interrupted else 0
+    return max(worst, 1 if found.failed or measured.interrupted else 0)
 
 
 def tell_step(step: Step) -> None:
@@ -276,8 +293,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--run-budget", type=parse_budget, default=0.3, metavar="0.3s", help="runs of a network a round (default 0.3s)"
     )
     validate.add_argument("--families", type=Path, metavar="FILE", help="JSON object: network -> family")
-    validate.add_argument("--save", type=Path, metavar="FILE", help="where to keep what was measured")
-    validate.add_argument("--measured", type=Path, metavar="FILE", help="compare what --save kept; measure nothing")
+    kept = validate.add_mutually_exclusive_group()  # together, a choice of the networks would replace all of them
+    kept.add_argument("--save", type=Path, metavar="FILE", help="where to keep what was measured")
+    kept.add_argument("--measured", type=Path, metavar="FILE", help="compare what --save kept; measure nothing")
     validate.set_defaults(run=run_validate)
 
     kernels = commands.add_parser("kernels", help="print the kernels that the runtime would execute")

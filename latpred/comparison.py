@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from math import nan
 
@@ -14,7 +14,7 @@ from latpred.collect.noise import SMALL_S
 from latpred.collect.rounds import MeasuredNetwork
 from latpred.collect.runner import ProfiledKernel
 from latpred.kernels.kernel import Kernel
-from latpred.metrics import relative_errors
+from latpred.metrics import Errors, errors_of, relative_errors
 from latpred.prediction import KernelPrediction, Prediction
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "compared_with",
     "errors_by_kind",
     "launches_of",
+    "measured_again",
     "misses_of",
     "retest",
     "steady",
@@ -71,15 +72,31 @@ class Compared:
 
     name: str
     family: str
-    measured_s: float  # median over rounds, drift cancelled
-    raw_measured_s: float
-    retest: float  # by how much its rounds differ, drift cancelled; NaN for one round
-    raw_retest: float
     prediction: Prediction
+    steady_s: tuple[float, ...]  # latency of each round, drift cancelled
+    raw_s: tuple[float, ...]  # as the clock gave it
     kernels: tuple[tuple[KernelPrediction, float | None], ...] = ()  # measured in s; None: the profile has none such
     unmatched_s: float = 0.0  # executed, but no kernel was predicted for it
-    first_s: float = nan  # of the first round, drift cancelled
-    others_s: float = nan  # median of the other rounds
+
+    @property
+    def measured_s(self) -> float:
+        """Median over rounds, drift cancelled."""
+        return statistics.median(self.steady_s)
+
+    @property
+    def raw_measured_s(self) -> float:
+        """Median over rounds as the clock gave them."""
+        return statistics.median(self.raw_s)
+
+    @property
+    def retest(self) -> float:
+        """By how much its rounds differ, drift cancelled; NaN for one round."""
+        return retest(self.steady_s)
+
+    @property
+    def raw_retest(self) -> float:
+        """By how much its rounds differ, drift and all; NaN for one round."""
+        return retest(self.raw_s)
 
     @property
     def error(self) -> float:
@@ -122,7 +139,7 @@ def steady(network: MeasuredNetwork, usual_reference_s: float) -> list[float]:
     ----------
     network : MeasuredNetwork
     usual_reference_s : float
-        Median of the reference over all rounds of all networks.
+        Median of the reference over all rounds of all networks; see `Measurements.usual_reference_s`.
 
     Examples
     --------
@@ -146,24 +163,53 @@ def retest(latencies_s: Sequence[float]) -> float:
     return statistics.fmean(abs(a - b) / ((a + b) / 2) for a, b in pairs) if pairs else nan
 
 
+def measured_again(rounds_s: Sequence[Sequence[float]]) -> Errors | None:
+    """What measuring again is off by: every round in turn as the prediction of the median of the others.
+
+    A turn takes one round of each network; each measure is the mean over the turns, so that no round is special.
+
+    Parameters
+    ----------
+    rounds_s : sequence of sequences of float
+        Latencies in s of the rounds of each network. Networks of one round are left out; those of fewer rounds than
+        others begin again.
+
+    Returns
+    -------
+    Errors or None
+        None where no network has two rounds.
+
+    Examples
+    --------
+    >>> again = measured_again([[1.0, 1.0, 1.25], [7.0]])  # 1 against 1.125, twice, and 1.25 against 1
+    >>> again.count, round(again.mape, 4)  # (1/9 + 1/9 + 1/4) / 3
+    (1, 0.1574)
+    """
+    again = [list(one) for one in rounds_s if len(one) > 1]
+    if not again:
+        return None
+    turns = []
+    for turn in range(max(map(len, again))):
+        places = [turn % len(one) for one in again]
+        others_s = [statistics.median(one[:i] + one[i + 1 :]) for one, i in zip(again, places, strict=True)]
+        turns.append(errors_of([one[i] for one, i in zip(again, places, strict=True)], others_s))
+    measures = [field.name for field in fields(Errors)][1:]  # all but the count, which every turn shares
+    return Errors(len(again), *(statistics.fmean(getattr(turn, name) for turn in turns) for name in measures))
+
+
 def compared_with(network: MeasuredNetwork, prediction: Prediction, family: str, usual_reference_s: float) -> Compared:
     """One network beside its prediction, kernel by kernel where it was profiled."""
-    raw_s = [one.latency_s for one in network.rounds]
-    steady_s = steady(network, usual_reference_s)
     matching = match([entry.kernel for entry in prediction.kernels], _typical(network, usual_reference_s))
     measured_s = {id(kernel): event.latency_s for kernel, event in matching.matched}
     profiled = any(one.kernels for one in network.rounds)
     return Compared(
         network.name,
         family,
-        statistics.median(steady_s),
-        statistics.median(raw_s),
-        retest(steady_s),
-        retest(raw_s),
         prediction,
+        tuple(steady(network, usual_reference_s)),
+        tuple(one.latency_s for one in network.rounds),
         tuple((entry, measured_s.get(id(entry.kernel))) for entry in prediction.kernels) if profiled else (),
         sum(event.latency_s for event in matching.unmatched),
-        *((steady_s[0], statistics.median(steady_s[1:])) if len(steady_s) > 1 else (nan, nan)),
     )
 
 

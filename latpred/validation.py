@@ -5,22 +5,28 @@ latency is scaled by the usual latency of a reference graph over the reference's
 is of the machine as it usually is, not of the minute in which a network happened to run. Latencies as they were
 measured stand beside (`raw_`).
 
-The noise floor is told in the measures of the error: the first round taken as a prediction of the median of the others.
+The noise floor is told in the measures of the error: every round in turn taken as a prediction of the median of the
+others, and averaged. A perfect prediction would lie below that floor, because its yardstick is the median of all
+rounds: of three rounds with equal and independent noise, at about 0.55 of it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 from pathlib import Path
 
 from latpred.collect.noise import SMALL_S
 from latpred.collect.ort import OrtRunner
 from latpred.collect.processor import identify
-from latpred.collect.rounds import Measurements, Step, measure_rounds, names_of, round_plan
+from latpred.collect.rounds import Measurements, Step, measure_rounds
+from latpred.collect.runner import RunPlan
+from latpred.collect.surroundings import memory_limit_bytes
 from latpred.collect.weights import runnable
 from latpred.comparison import (
     Compared,
@@ -29,6 +35,7 @@ from latpred.comparison import (
     compared_with,
     errors_by_kind,
     launches_of,
+    measured_again,
     misses_of,
     steady,
 )
@@ -46,8 +53,12 @@ __all__ = [
     "family_of",
     "load_families",
     "measure",
+    "plan_for",
+    "predictable",
     "steady",
 ]
+
+VARIANT = re.compile(r"-b\d+r\d+$")  # another batch size and resolution, as benchmarks/variants.py names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ class Validation:
     compared: tuple[Compared, ...]
     errors: Errors
     raw_errors: Errors  # against latencies as they were measured, drift and all
-    noise: Errors | None  # the first round as a prediction of the others; None for one round
+    noise: Errors | None  # of every round as a prediction of the others, see `measured_again`; None for one round
     by_family: Mapping[str, Errors]
     by_kind: Mapping[str, KindErrors]  # the kind that takes most time first; empty where nothing was profiled
     kernels_above_20us: Errors | None
@@ -70,25 +81,31 @@ class Validation:
     raw_retest: float
     drift: float  # slowest over fastest reference
     machine_ratio: float | None  # usual reference now over that of the predictor's campaign, where known
-    failed: Mapping[str, str]  # name -> why it was not measured or not predicted
+    failed: Mapping[str, str]  # name -> why it was not measured, or in fewer rounds than wanted, or not predicted
     warnings: tuple[str, ...] = ()
     misses: tuple[KernelMiss, ...] = ()  # by shape, the dearest first
 
     @property
     def noise_ratio(self) -> float:
-        """MAPE over that of measuring again; NaN where nothing was measured again."""
-        return self.errors.mape / self.noise.mape if self.noise and self.noise.mape > 0 else nan
+        """MAPE over that of measuring again, both of the networks that were; NaN where there is none."""
+        sizes = [abs(one.error) for one in self.compared if len(one.steady_s) > 1]
+        return statistics.fmean(sizes) / self.noise.mape if self.noise and self.noise.mape > 0 else nan
 
 
 def family_of(name: str, families: Mapping[str, str]) -> str:
-    """What `families` says, else the part of the name before ``__``.
+    """What `families` says, else the part of the name before ``__``; a variant is of its network's family.
 
     Examples
     --------
     >>> family_of("resnet__18", {}), family_of("vit_s", {"vit_s": "transformers"}), family_of("lstm", {})
     ('resnet', 'transformers', 'lstm')
+    >>> family_of("vit_s-b2r224", {"vit_s": "transformers"})
+    'transformers'
     """
-    return families.get(name, name.partition("__")[0])
+    if name in families:
+        return families[name]
+    original = VARIANT.sub("", name)
+    return families.get(original, original.partition("__")[0])
 
 
 def load_families(path: Path) -> dict[str, str]:
@@ -108,61 +125,100 @@ def load_families(path: Path) -> dict[str, str]:
     return row
 
 
-def measure(
-    paths: Sequence[Path],
+def predictable(
+    named: Mapping[str, Path],
     predictor: Predictor,
-    rounds: int = 3,
-    threads: int | None = None,
-    budget_s: float = 0.3,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    progress: Callable[[Step], None] = lambda _: None,
-) -> Measurements:
-    """Measure on this machine those networks that can be predicted; the others are failures with their reason.
+) -> tuple[dict[str, Path], dict[str, LatpredError]]:
+    """Networks that can be predicted, and why the others cannot; asked first, because measuring takes long.
 
     Parameters
     ----------
-    paths : sequence of Path
-        Model files; weights that are missing are drawn at random.
+    named : mapping of str to Path
+        Name -> model file.
     predictor : Predictor
-        Asked first: measuring takes long, and what it cannot read need not be measured.
-    rounds : int
-    threads : int, optional
-        Of the runtime; those of the predictor by default.
-    budget_s : float
-        For the runs of one network in one round, and as much again for the profiled ones.
     dims, shapes : mappings, optional
         As `Predictor.predict` takes them.
-    progress : callable
-        Told after every network of every round.
-
-    Raises
-    ------
-    MeasurementError
-        When none can be predicted.
     """
-    named = names_of(paths)
-    unread: dict[str, str] = {}
+    unread: dict[str, LatpredError] = {}
     for name, path in named.items():
         try:
             predictor.predict(path, dims, shapes)
         except LatpredError as error:
-            unread[name] = str(error)
-    readable = {name: path for name, path in named.items() if name not in unread}
-    if not readable:
-        raise MeasurementError(_nothing(unread))
-    estimator = predictor.estimator
-    learned = estimator.bundle.manifest.threads if isinstance(estimator, LearnedEstimator) else 1
-    measured = measure_rounds(
-        {name: lambda path=path: runnable(path, dims, shapes) for name, path in readable.items()},  # type: ignore[misc]
+            unread[name] = error
+    return {name: path for name, path in named.items() if name not in unread}, unread
+
+
+def plan_for(predictor: Predictor, threads: int | None = None, budget_s: float = 0.3, profile: bool = True) -> RunPlan:
+    """How a network is run in each round so that it can be compared: on the predictor's provider, with its threads.
+
+    Parameters
+    ----------
+    predictor : Predictor
+    threads : int, optional
+        Of the runtime; those of the predictor by default, 1 where nothing was measured for it.
+    budget_s : float
+        For the unprofiled runs, and as much again for the profiled ones.
+    profile : bool
+        Whether the kernels are timed too.
+
+    Examples
+    --------
+    >>> from latpred.predictor import load
+    >>> plan = plan_for(load("rtx3090"), budget_s=0.5)
+    >>> plan.threads, plan.latency_budget_s
+    (1, 0.5)
+    """
+    plan = RunPlan(
+        threads=threads or 1,
+        warmup_runs=3,
+        profile=profile,
+        min_profiled_runs=8,
+        profile_budget_s=budget_s,
+        min_latency_runs=9,
+        max_latency_runs=200,
+        latency_budget_s=budget_s,
+        timeout_s=300.0,
+        memory_limit_bytes=memory_limit_bytes(),
+    )
+    if isinstance(predictor.estimator, LearnedEstimator):
+        manifest = predictor.estimator.bundle.manifest
+        plan = replace(plan, threads=threads or manifest.threads, provider=manifest.provider)
+    return plan
+
+
+def measure(
+    named: Mapping[str, Path],
+    plan: RunPlan,
+    rounds: int = 3,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Callable[[Step], None] = lambda _: None,
+) -> Measurements:
+    """Measure networks on this machine.
+
+    Parameters
+    ----------
+    named : mapping of str to Path
+        Name -> model file; weights that are missing are drawn at random.
+    plan : RunPlan
+        See `plan_for`.
+    rounds : int
+    dims, shapes : mappings, optional
+        As `Predictor.predict` takes them.
+    progress : callable
+        Told after every network of every round.
+    """
+    return measure_rounds(
+        {name: partial(runnable, path, dims, shapes) for name, path in named.items()},
         OrtRunner,
-        round_plan(threads or learned, budget_s),
+        plan,
         rounds,
         progress,
         processor=identify().label,
-        paths={name: str(path) for name, path in readable.items()},
+        paths={name: str(path) for name, path in named.items()},
     )
-    return replace(measured, failed={**unread, **measured.failed})
 
 
 def compare(
@@ -200,7 +256,7 @@ def compare(
         compared.append(compared_with(network, prediction, family_of(network.name, families or {}), usual_s))
     if not compared:
         raise MeasurementError(_nothing(failed))
-    again = [one for one in compared if one.first_s == one.first_s]
+    again = [one for one in compared if len(one.steady_s) > 1]
     by_family: dict[str, list[Compared]] = {}
     for one in compared:
         by_family.setdefault(one.family, []).append(one)
@@ -215,7 +271,7 @@ def compare(
         compared=tuple(compared),
         errors=_errors(compared),
         raw_errors=errors_of([one.prediction.latency_s for one in compared], [one.raw_measured_s for one in compared]),
-        noise=errors_of([one.first_s for one in again], [one.others_s for one in again]) if again else None,
+        noise=measured_again([one.steady_s for one in compared]),
         by_family={family: _errors(members) for family, members in sorted(by_family.items())},
         by_kind=errors_by_kind(compared),
         kernels_above_20us=errors_of(*zip(*large, strict=True)) if large else None,
@@ -273,5 +329,6 @@ def _mismatches(measurements: Measurements, predictor: Predictor) -> list[str]:
         ("runtime", f"{manifest.runtime} {manifest.runtime_version}",
          f"{measurements.runtime} {measurements.runtime_version}"),
         ("threads", str(manifest.threads), str(measurements.threads)),
+        ("provider", manifest.provider, measurements.provider),
     )  # fmt: skip
     return [f"{what}: the predictor is of {of}, measured was {was}" for what, of, was in pairs if of != was]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -15,8 +14,7 @@ from synthetic import DEVICE, META, gemm, measured, relu
 
 from latpred import estimators, regressor
 from latpred.calibration import Between
-from latpred.collect.rounds import MeasuredNetwork, Measurements, Round, save
-from latpred.comparison import Compared
+from latpred.collect.rounds import MeasuredNetwork, Measurements, Round
 from latpred.errors import InputError
 from latpred.fit import fit_samples, whole_graphs
 from latpred.forest import Forest
@@ -26,10 +24,8 @@ from latpred.kernels.fusion import default_rules
 from latpred.kernels.kernel import Context, Kernel
 from latpred.kernels.roofline import roofline_s
 from latpred.metrics import errors_of
-from latpred.prediction import KernelPrediction, Prediction
 from latpred.regressor import Settings
 from latpred.store import Dataset, KernelSample, pack_kernel, signature
-from latpred.validation import compare
 
 ROOT = Path(__file__).parent.parent
 LSTM = ROOT / "tests" / "networks" / "lstm_2x256bi.onnx"
@@ -45,13 +41,20 @@ def benchmark(name: str) -> ModuleType:
         sys.path.pop(0)
 
 
-nn_meter, accuracy, ablation, budget = map(benchmark, ("nn_meter", "accuracy", "ablation", "budget"))
+nn_meter, ablation, budget = map(benchmark, ("nn_meter", "ablation", "budget"))
 
 
 def kernel_of(
     op_type: str, inputs: list[Spec], output: tuple[int, ...], kind: str = "any", **attributes: AttributeValue
 ) -> Kernel:
     return Kernel(kind, op_type, "", "k", ("k",), tuple(inputs), (Spec(output),), attributes)
+
+
+def networks(path: Path = LSTM) -> Measurements:
+    """Three rounds of one network; the machine was 10 % slower in the second one."""
+    took = ((0.0100, 0.0030), (0.0110, 0.0033), (0.0104, 0.0030))
+    rounds = tuple(Round(latency_s, 0.0, reference_s, i) for i, (latency_s, reference_s) in enumerate(took))
+    return Measurements("Toy CPU", "onnxruntime", "1.2.3", 1, "2026", (MeasuredNetwork(path.stem, str(path), rounds),))
 
 
 # -- nn-Meter --------------------------------------------------------------------------------------------------------
@@ -116,85 +119,6 @@ def test_forests_need_samples() -> None:
         nn_meter.fit_forests([])
 
 
-# -- accuracy --------------------------------------------------------------------------------------------------------
-
-
-def row(family: str, measured_s: float, flops: float, traffic: float = 0.0, launches: float = 0.0) -> object:
-    prediction = Prediction(family, "toy", measured_s, (0.9 * measured_s, 1.1 * measured_s), 0.9, 1.0, ())
-    one = Compared(family, family, measured_s, 2 * measured_s, 0.0, 0.0, prediction)
-    return accuracy.Row(one, flops, traffic, launches, measured_s / 4, measured_s * 3)
-
-
-def test_linear_baseline_recovers_a_planted_law() -> None:
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(12):
-        flops, traffic, launches = 10 ** rng.uniform(8, 10), 10 ** rng.uniform(6, 8), float(rng.integers(10, 300))
-        rows.append(row(f"f{i}", 2e-11 * flops + 1e-10 * traffic + 3e-6 * launches, flops, traffic, launches))
-    predicted_s = accuracy.linear_baseline(rows, accuracy.work_columns)
-    assert predicted_s == pytest.approx([r.measured_s for r in rows], rel=1e-6)
-    # One family measures ten times too slow: its own networks must not tell the law that predicts them.
-    slow = [replace(r, compared=replace(r.compared, measured_s=10 * r.measured_s)) for r in rows[:1]]
-    again_s = accuracy.linear_baseline([*slow, *rows[1:]], accuracy.work_columns)
-    assert again_s[0] == pytest.approx(rows[0].measured_s, rel=1e-6)
-
-
-def test_flops_baseline_leaves_the_family_out() -> None:
-    rows = [row("slow", 4.0, 1e9), row("slow", 8.0, 2e9), row("fast", 1.0, 1e9), row("fast", 3.0, 2e9)]
-    # Of the others: 1e-9 and 1.5e-9 s/FLOP for the slow ones, 4e-9 twice for the fast ones.
-    assert accuracy.flops_baseline(rows) == pytest.approx([1.25, 2.5, 4.0, 8.0])
-
-
-def test_methods_on_one_table() -> None:
-    rows = [row("a", 4.0, 1e9), row("b", 8.0, 2e9), row("c", 1.0, 3e9)]
-    by_method = accuracy.methods(rows, None)
-    assert list(by_method) == ["latpred", "unfused", "roofline", "FLOPs + traffic", "FLOPs"]
-    assert by_method["latpred"].errors.mape == pytest.approx(0.0)
-    assert by_method["latpred"].raw_mape == pytest.approx(0.5)  # the clock gave twice as much
-    assert by_method["unfused"].errors.mape == pytest.approx(2.0)
-    assert by_method["roofline"].errors.bias == pytest.approx(-0.75)
-    assert "Kendall" in accuracy.summary_table(by_method)
-    assert list(accuracy.methods(rows[:1], None)) == ["latpred", "unfused", "roofline"]  # no other family to learn from
-
-
-def test_share_of_time_that_nn_meter_does_not_know() -> None:
-    softmax = kernel_of("Softmax", [Spec((8, 100))], (8, 100), kind="softmax")
-    entries = tuple(KernelPrediction(k, s, "learned", "memory", s) for k, s in ((softmax, 1e-3), (relu(8, 8), 3e-3)))
-    one = row("a", 4e-3, 1e9)
-    known = replace(one, compared=replace(one.compared, prediction=replace(one.compared.prediction, kernels=entries)))
-    assert accuracy.without_predictor([known]) == pytest.approx(0.25)
-
-
-def networks(path: Path = LSTM) -> Measurements:
-    """Three rounds of one network; the machine was 10 % slower in the second one."""
-    took = ((0.0100, 0.0030), (0.0110, 0.0033), (0.0104, 0.0030))
-    rounds = tuple(Round(latency_s, 0.0, reference_s, i) for i, (latency_s, reference_s) in enumerate(took))
-    return Measurements("Toy CPU", "onnxruntime", "1.2.3", 1, "2026", (MeasuredNetwork(path.stem, str(path), rounds),))
-
-
-def test_noise_floor_takes_the_first_round_for_a_prediction() -> None:
-    validation = compare(networks(), accuracy.latpred.load("epyc-zen4"))
-    floor = accuracy.noise_floor(networks(), validation)
-    # Drift cancelled: 10.0 ms against the median of 10.0 and 10.4; raw: 10.0 against that of 11.0 and 10.4.
-    assert floor.errors.mape == pytest.approx(0.2 / 10.2)
-    assert floor.raw_mape == pytest.approx(0.7 / 10.7)
-
-
-def test_accuracy_from_saved_measurements(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accuracy, "forests_of", lambda options: None)  # the shipped dataset takes a minute to fit
-    save(networks(), tmp_path / "measured.json")
-    code = accuracy.main([str(LSTM), "--measured", str(tmp_path / "measured.json"), "--device", "epyc-zen4", "--json"])
-    out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert code == 0
-    assert found["networks"] == 1
-    assert found["drift"] == pytest.approx(1.1)
-    assert set(found["methods"]) >= {"latpred", "unfused", "another measurement"}
-    assert "epyc-zen4" in err  # the reference machine is not this one
-
-
 # -- ablation --------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +130,14 @@ def test_hidden_columns_are_those_named_and_no_others() -> None:
     views = set(ablation.hidden_columns(ablation.VIEWS))
     assert "product_m" in views
     assert not views & {"macs", "inner_in", "roofline_s", "own_in_near", "cycle_in_shared"}
+
+
+def test_variants_that_are_not_there_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ablation.main(["no_dataset", "no_models", "--measured", "no.json", "--only", "a,z"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: --only takes a, ")
+    assert "got z:" in err
 
 
 def test_every_pattern_hides_something() -> None:
@@ -264,17 +196,17 @@ def test_averaged_forest_is_what_lightgbm_predicts() -> None:
 
 
 def test_patches_last_no_longer_than_the_variant() -> None:
-    before = regressor.features_and_terms, estimators.features_and_terms, regressor.FEWEST_FOR_LAW
+    before = regressor.features_and_terms, estimators.features_and_terms
     (variant,) = (v for v in ablation.ABLATIONS if v.key == "c")
-    rows = measured(graphs=12)
     with ablation.without(variant):
-        assert len(rows) < regressor.FEWEST_FOR_LAW
         assert regressor.features_and_terms is not before[0]
-        lawless = fit_samples(rows, [], DEVICE, default_rules(), META, jobs=2, settings=FAST)
-    lawful = fit_samples(rows, [], DEVICE, default_rules(), META, jobs=2, settings=FAST)
-    assert before == (regressor.features_and_terms, estimators.features_and_terms, regressor.FEWEST_FOR_LAW)
+    assert before == (regressor.features_and_terms, estimators.features_and_terms)
+    rows = measured(graphs=12)
+    lawless = fit_samples(rows, [], DEVICE, default_rules(), META, settings=replace(FAST, law=variant.law))
+    lawful = fit_samples(rows, [], DEVICE, default_rules(), META, settings=FAST)
     assert not any(kind.law for kind in lawless.kinds)
-    assert any(kind.law for kind in lawful.kinds)
+    assert lawless.bundle.forest.kinds == lawful.bundle.forest.kinds != ()  # trees are grown all the same
+    assert all(kind.law for kind in lawful.kinds)
 
 
 def test_what_stands_behind_the_regressors_is_taken_off() -> None:

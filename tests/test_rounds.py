@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.checker import ValidationError
 
 from latpred.collect import rounds as tours
 from latpred.collect.rounds import (
@@ -20,6 +21,7 @@ from latpred.collect.rounds import (
     Measurements,
     Round,
     Step,
+    check_target,
     load,
     measure_rounds,
     names_of,
@@ -136,6 +138,21 @@ def test_a_model_that_cannot_be_made_runs_nothing() -> None:
     assert np.isnan(measured.usual_reference_s)
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError(), "(MemoryError)"), (ValidationError("no such field"), "no such field")]
+)
+def test_whatever_the_making_of_a_model_comes_upon_is_its_own_failure(error: Exception, reason: str) -> None:
+    def broken() -> bytes:
+        raise error
+
+    machine = Machine(usual)
+    measured = measure_rounds({"bad": broken, "net0": b"net0".strip}, machine.runner, RunPlan(), 2)
+    assert list(measured.failed) == ["bad"]
+    assert reason in measured.failed["bad"]
+    assert {network.name: len(network.rounds) for network in measured.networks} == {"net0": 2}
+    assert not measured.interrupted
+
+
 def test_an_interruption_keeps_what_was_measured() -> None:
     machine = Machine(lambda name, runner: KeyboardInterrupt() if runner == 2 else usual(name, runner))
     measured = machine.measure(list(LATENCIES_S), 3)
@@ -196,10 +213,43 @@ def test_a_file_that_does_not_match_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ArtefactError, match=reason):
             load(path)
-    with pytest.raises(ArtefactError, match="nowhere"):
-        load(tmp_path / "nowhere.json")
+    for unreadable in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            load(unreadable)
     with pytest.raises(ArtefactError, match="cannot be written"):
         save(MEASURED, tmp_path / "no" / "folder.json")
+
+
+def test_a_file_keeps_its_form(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    save(MEASURED, path)
+    row = json.loads(path.read_text())["measurements"]
+    assert " ".join(row) == "processor runtime runtime_version threads created networks failed interrupted provider"
+    del row["provider"]  # as it was written first
+    path.write_text(json.dumps({"schema": 1, "sha256": tours._checksum(row), "measurements": row}))
+    assert load(path) == MEASURED
+
+
+def test_where_nothing_can_be_saved_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    check_target(tmp_path / "m.json")
+    with pytest.raises(InputError, match="is a folder"):
+        check_target(tmp_path)
+    with pytest.raises(InputError, match="make it first"):
+        check_target(tmp_path / "no" / "m.json")
+
+
+def test_drift_does_not_depend_on_what_is_chosen(tmp_path: Path) -> None:
+    slow = MeasuredNetwork("slow", "slow.onnx", tuple(Round(0.02, 0.0, reference_s, 0) for reference_s in (0.5, 0.7)))
+    whole = replace(MEASURED, networks=(*MEASURED.networks, slow))
+    usual_s = (1 / 3 + 0.5) / 2  # of 0.003, 1/3, 0.5, 0.7
+    assert whole.usual_reference_s == pytest.approx(usual_s)
+    for names in ("a", "slow", "b"):
+        chosen = select(whole, {names: Path("x.onnx")})
+        assert chosen.usual_reference_s == pytest.approx(usual_s)
+        assert select(chosen, {names: Path("x.onnx")}).usual_reference_s == pytest.approx(usual_s)
+    with pytest.raises(InputError, match="saved whole"):  # it would forget the others
+        save(select(whole, {"slow": Path("x.onnx")}), tmp_path / "m.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_choosing_networks_names_those_that_are_not_there() -> None:
@@ -208,6 +258,8 @@ def test_choosing_networks_names_those_that_are_not_there() -> None:
     assert chosen.failed["b"] == "crashed"
     assert "m.json" in chosen.failed["c"]
     assert select(MEASURED, {"a": Path("a.onnx")}).failed == {}
+    with pytest.raises(InputError, match=r"m\.json: none of c, d"):
+        select(MEASURED, {"c": Path("c.onnx"), "d": Path("d.onnx")}, "m.json")
 
 
 # -- models that can be run ---------------------------------------------------------------------------------------
@@ -223,9 +275,9 @@ def product(tmp_path: Path, weight: TensorProto) -> Path:
     return path
 
 
-def external() -> TensorProto:
+def external(location: str = "w.bin") -> TensorProto:
     tensor = TensorProto(name="w", dims=[4, 6], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="w.bin")
+    tensor.external_data.add(key="location", value=location)
     return tensor
 
 
@@ -273,3 +325,7 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
         runnable(tmp_path / "no.onnx")
     with pytest.raises(ModelError, match="cannot read"):
         runnable(tmp_path / "nowhere.onnx")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(4 * 24))
+    with pytest.raises(ModelError, match="external data"):  # what lies outside its folder is none of a model's
+        runnable(product(tmp_path / "inner", external("../w.bin")))

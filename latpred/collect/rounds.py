@@ -6,7 +6,7 @@ did meanwhile can be told from what the network did. Every few networks a new ch
 differs from process to process.
 
 File of `save`: ``{"schema": 1, "sha256": ..., "measurements": {...}}``; the checksum is of the measurements as compact
-JSON with sorted keys. History of the schema: 1, the first.
+JSON with sorted keys. History of the schema: 1, the first; files from before `provider` was kept are of the CPU's.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 
 from latpred.collect.runner import ProfiledKernel, Runner, RunPlan, RunResult
-from latpred.collect.surroundings import memory_limit_bytes
 from latpred.collect.synthesize import reference
-from latpred.errors import ArtefactError, InputError, LatpredError, MeasurementError
+from latpred.errors import ArtefactError, InputError, LatpredError, MeasurementError, ModelError
 
 __all__ = [
     "NOT_REACHED",
@@ -36,10 +35,10 @@ __all__ = [
     "Measurements",
     "Round",
     "Step",
+    "check_target",
     "load",
     "measure_rounds",
     "names_of",
-    "round_plan",
     "save",
     "select",
 ]
@@ -72,7 +71,7 @@ class MeasuredNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """Networks as one machine ran them; those that it could not run, with the reason."""
+    """Networks as one machine ran them; those that it could not run in some round, with the reason."""
 
     processor: str
     runtime: str
@@ -82,10 +81,15 @@ class Measurements:
     networks: tuple[MeasuredNetwork, ...]
     failed: Mapping[str, str] = field(default_factory=dict)  # name -> why
     interrupted: bool = False
+    provider: str = "CPUExecutionProvider"
+    file_reference_s: float | None = None  # usual reference of the file that `select` chose these from; never saved
 
     @property
     def usual_reference_s(self) -> float:
         """Median latency of the reference over all rounds of all networks; NaN where nothing was measured.
+
+        Of networks that were chosen from a file it is that of the whole file: a network's latency with the drift
+        cancelled must not depend on what else was chosen.
 
         Examples
         --------
@@ -93,6 +97,8 @@ class Measurements:
         >>> Measurements("cpu", "null", "0", 1, "", (MeasuredNetwork("a", "a.onnx", rounds),)).usual_reference_s
         0.003
         """
+        if self.file_reference_s is not None:
+            return self.file_reference_s
         references_s = [one.reference_s for network in self.networks for one in network.rounds]
         return statistics.median(references_s) if references_s else float("nan")
 
@@ -123,36 +129,6 @@ def names_of(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
     return {path.stem if stems[path.stem] == 1 else str(path): path for path in distinct}
 
 
-def round_plan(threads: int = 1, budget_s: float = 0.3, profile: bool = True) -> RunPlan:
-    """How a network is run in each round.
-
-    Parameters
-    ----------
-    threads : int
-    budget_s : float
-        For the unprofiled runs, and as much again for the profiled ones.
-    profile : bool
-        Whether the kernels are timed too.
-
-    Examples
-    --------
-    >>> round_plan(threads=2, budget_s=0.5).latency_budget_s
-    0.5
-    """
-    return RunPlan(
-        threads=threads,
-        warmup_runs=3,
-        profile=profile,
-        min_profiled_runs=8,
-        profile_budget_s=budget_s,
-        min_latency_runs=9,
-        max_latency_runs=200,
-        latency_budget_s=budget_s,
-        timeout_s=300.0,
-        memory_limit_bytes=memory_limit_bytes(),
-    )
-
-
 def measure_rounds(
     models: Mapping[str, Callable[[], bytes]],
     runner_of: Callable[[], Runner],
@@ -166,8 +142,8 @@ def measure_rounds(
 ) -> Measurements:
     """Measure every network `rounds` times, the reference around each.
 
-    A network that fails once is told with the reason and not tried again; Ctrl-C ends the measuring, and what was
-    measured until then is returned.
+    A network that fails once, or whose model cannot be made, is told with the reason and not tried again; its rounds
+    before that are kept. Ctrl-C ends the measuring, and what was measured until then is returned.
 
     Parameters
     ----------
@@ -213,7 +189,9 @@ def measure_rounds(
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     failed = {name: tour.failed[name] for name in names if name in tour.failed}
     runtime, version = tour.runtime
-    return Measurements(processor, runtime, version, plan.threads, created, tuple(found), failed, interrupted)
+    return Measurements(
+        processor, runtime, version, plan.threads, created, tuple(found), failed, interrupted, plan.provider
+    )
 
 
 class _Tour:
@@ -260,7 +238,7 @@ class _Tour:
                     continue
                 latency_s, error_text = None, ""
                 try:
-                    model = self.models[name]()
+                    model = self._model(name)
                     before = before or self._time_reference(runner)
                     result = runner.measure(model, self.plan)
                     after = self._time_reference(runner)
@@ -274,6 +252,15 @@ class _Tour:
                 self.progress(Step(turn + 1, self.rounds, place, len(self.models), name, latency_s, error_text))
         finally:
             runner.close()
+
+    def _model(self, name: str) -> bytes:
+        try:
+            return self.models[name]()
+        except LatpredError:
+            raise
+        except Exception as error:  # whatever a reader of weights comes upon: hours of measuring others must not end
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise ModelError(f"its model cannot be made ready to run ({reason}): mend it, or leave it out") from error
 
     def _time_reference(self, runner: Runner) -> RunResult:
         return runner.measure(self.reference.model, self.reference_plan)
@@ -296,6 +283,13 @@ class _Tour:
 def select(measurements: Measurements, paths: Mapping[str, Path], origin: str = "the measurements") -> Measurements:
     """Only the networks named, at the paths given; a name that was not measured is a failure with its reason.
 
+    Drift stays as it was reckoned from all networks.
+
+    Raises
+    ------
+    InputError
+        When the measurements tell of none of the names.
+
     Examples
     --------
     >>> one = MeasuredNetwork("a", "old/a.onnx", (Round(1.0, 0.0, 0.003, 0),))
@@ -304,11 +298,29 @@ def select(measurements: Measurements, paths: Mapping[str, Path], origin: str = 
     ('new/a.onnx', {'b': 'it is not in the measurements: measure it, or leave it out'})
     """
     known = {network.name: network for network in measurements.networks}
+    if not (known.keys() | measurements.failed.keys()) & paths.keys():
+        raise InputError(f"{origin}: none of {', '.join(paths)} is in it: name networks that were measured")
     missing = f"it is not in {origin}: measure it, or leave it out"
     failed = {name: measurements.failed.get(name, missing) for name in paths if name not in known}
     failed |= {name: why for name, why in measurements.failed.items() if name in paths}
     networks = tuple(replace(known[name], path=str(path)) for name, path in paths.items() if name in known)
-    return replace(measurements, networks=networks, failed=failed)
+    usual_s = measurements.usual_reference_s
+    return replace(measurements, networks=networks, failed=failed, file_reference_s=usual_s)
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuse what `save` could not write to, before anything is measured.
+
+    Raises
+    ------
+    InputError
+        When it is a folder, or lies in one that is not there.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"--save needs a folder that is there, {target.parent} is not: make it first")
+    if target.is_dir():
+        raise InputError(f"--save needs a file to write, {target} is a folder: name a file in it")
 
 
 def save(measurements: Measurements, path: str | os.PathLike[str]) -> None:
@@ -316,10 +328,14 @@ def save(measurements: Measurements, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
+    InputError
+        When they were chosen from a file: without the others their drift would be reckoned otherwise.
     ArtefactError
         When it cannot be written.
     """
     row = asdict(measurements)
+    if row.pop("file_reference_s") is not None:
+        raise InputError("measurements are saved whole, these are some networks of a file: keep the file itself")
     text = json.dumps({"schema": SCHEMA, "sha256": _checksum(row), "measurements": row}, separators=(",", ":"))
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
@@ -333,14 +349,19 @@ def load(path: str | os.PathLike[str]) -> Measurements:
 
     Raises
     ------
+    InputError
+        When there is no such file, or it cannot be read.
     ArtefactError
-        When the file cannot be read, is of another schema, was altered or is incomplete.
+        When it is no JSON, is of another schema, was altered or is incomplete.
     """
     origin = os.fspath(path)
     again = "measure again with `latpred validate --save`"
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{origin}: measurements cannot be read ({reason}): name what `--save` wrote") from error
+    except ValueError as error:
         raise ArtefactError(f"{origin}: measurements must be a JSON file ({error}): {again}") from error
     schema = row.get("schema") if isinstance(row, dict) else None
     if schema != SCHEMA:

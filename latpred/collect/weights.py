@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped, unused-ignore]
 from onnx import TensorProto, external_data_helper, helper
+from onnx.checker import ValidationError
 
 from latpred.errors import ModelError
 from latpred.reading.binding import bind_inputs
@@ -40,7 +41,7 @@ def runnable(
     Raises
     ------
     ModelError
-        When the file is no model, or has more than 2 GB with its weights.
+        When the file is no model, has more than 2 GB with its weights, or its external data cannot be what it says.
     DimensionError
         When a dim stays open or a name is not in the model.
     """
@@ -53,6 +54,9 @@ def runnable(
         raise ModelError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
     except DecodeError as error:
         raise ModelError(f"{os.fspath(path)} is not an ONNX file, or is truncated: export or copy it again") from error
+    except ValidationError as error:
+        raise ModelError(f"{os.fspath(path)}: external data must be as the model says ({error}): export it again, or "
+                         "take the data away to have weights drawn") from error  # fmt: skip
     except (EncodeError, ValueError) as error:
         raise ModelError(f"{os.fspath(path)}: a model below 2 GB is needed to be measured ({error})") from error
     return serialized

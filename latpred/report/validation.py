@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from latpred.metrics import Errors
     from latpred.validation import Validation
 
-__all__ = ["validation_object", "validation_text"]
+__all__ = ["percent", "validation_object", "validation_text", "without_nan"]
 
 MOST_MISSES = 10
 NAMED_NETWORKS = 3  # that a warning lists
@@ -161,7 +161,8 @@ def _misses(validation: Validation) -> str:
 
 def _summary(validation: Validation) -> str:
     columns = [("prediction", validation.errors)]
-    columns += [("noise floor", validation.noise)] if validation.noise else []
+    floor, everywhere = validation.noise, not validation.noise or validation.noise.count == len(validation.compared)
+    columns += [("noise floor" if everywhere else f"noise floor of {floor.count}", floor)] if floor else []
     columns += [("prediction, drift left in", validation.raw_errors)]
     interval = validation.compared[0].prediction.interval
     lines = [
@@ -174,10 +175,13 @@ def _summary(validation: Validation) -> str:
         f"{interval:.0%} interval: {percent(validation.coverage)} % of the networks inside, "
         f"median width {percent(validation.width)} % of the latency",
     ]
-    if validation.noise:
+    if floor:
+        ratio = "-" if math.isnan(validation.noise_ratio) else f"{validation.noise_ratio:.2f}"
+        where = "" if everywhere else f"over the networks with two rounds or more ({floor.count}), "
         lines += [
-            "noise floor: the first round as a prediction of the others; "
-            f"MAPE is {validation.noise_ratio:.2f} times that of measuring again",
+            "noise floor: every round in turn as a prediction of the median of the others; "
+            f"{where}MAPE is {ratio} times that of measuring again",
+            "a perfect prediction would lie below that floor: its yardstick is the median of all rounds",
             f"rounds differ by {percent(validation.retest, 2)} %, with the drift left in by "
             f"{percent(validation.raw_retest, 2)} %",
         ]
@@ -243,7 +247,7 @@ def validation_object(validation: Validation) -> dict[str, Any]:
         "failed": dict(validation.failed),
         "warnings": list(validation.warnings),
     }
-    plain: dict[str, Any] = _without_nan(found)
+    plain: dict[str, Any] = without_nan(found)
     return plain
 
 
@@ -281,10 +285,16 @@ def _miss_object(miss: KernelMiss) -> dict[str, Any]:
     }
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
+def without_nan(value: Any) -> Any:
+    """The same with None for what is not finite, at any depth: JSON has no NaN.
+
+    Examples
+    --------
+    >>> without_nan({"spearman": float("nan"), "errors": (0.5, float("inf"))})
+    {'spearman': None, 'errors': [0.5, None]}
+    """
     if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+        return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
+        return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
