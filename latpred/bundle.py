@@ -37,7 +37,7 @@ class KindSummary:
     share: float  # of the measured time
     learned: bool  # False: too few shapes, the roofline is scaled by `ratio`
     ratio: float  # median of latency over roofline time
-    law: tuple[float, ...]  # factors of the linear law that the trees correct; empty: they correct the roofline
+    law: tuple[float, ...]  # factors of the linear law that the trees correct; empty where there were too few shapes
     median_error: float
     mape: float
     roofline_mape: float

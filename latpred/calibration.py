@@ -10,13 +10,13 @@ The interval
 ------------
 The logarithm of measured over predicted latency is scaled by what is expected of a network of these kernels:
 
-    spread^2 = floor^2 + (launches * 0.5 us / latency)^2
+    spread^2 = floor^2 + (launches * 1 us / latency)^2
              + sum over kinds (share of time)^2 * (spread of the kind)^2 * (r + (1 - r) * concentration)
 
 Errors of one kind are partly shared by all its shapes (r) and partly each shape's own, which average out unless few
 shapes take most of the time (concentration: the sum of squared shares within the kind). What lies between kernels is
-uncertain too, which tells in networks of many small kernels. The multiple of this spread
-that covers a given share of held-out composite graphs is the conformal quantile of those graphs.
+uncertain too, which tells in networks of many small kernels. The multiple of this spread that covers a given share of
+held-out composite graphs is the conformal quantile of those graphs.
 
 References
 ----------
@@ -40,7 +40,7 @@ __all__ = ["Between", "Calibration", "Launches", "conformal_multiples", "fit_bet
 Floats = NDArray[np.float64]
 
 SHARED_ERROR = 0.5  # r above
-LAUNCH_SPREAD_S = 0.5e-6  # of what lies between two kernels
+LAUNCH_SPREAD_S = 1e-6  # of what lies between two kernels
 UNKNOWN_SPREAD = 0.7  # log of a factor of 2: what is assumed of a kind that nobody measured
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 DEFAULT_FLOOR = 0.01  # a network in another process, minutes later, is off by so much at least
@@ -118,7 +118,7 @@ class Calibration:
         return latency_s * exp(-half), latency_s * exp(half)
 
     def multiple(self, coverage: float) -> float:
-        """Multiple of the spread for a coverage between 0 and 1; beyond the last one known, it grows as 1/(1 - c)."""
+        """Multiple of the spread for a coverage from 0 to 1; beyond the last one known, it grows as 1/sqrt(1 - c)."""
         known, multiples = zip(*((0.0, 0.0), *self.multiples), strict=True)
         if coverage > known[-1]:
             return float(multiples[-1] * sqrt((1 - known[-1]) / (1 - coverage)))
@@ -158,6 +158,7 @@ def network_spread(spreads: Mapping[str, float], floor: float, kinds: Sequence[s
     shapes : sequence of int, length n
         Equal numbers for kernels of equal shape: their errors are the same error.
     launches : float
+        Of the whole network, repetitions included.
 
     Examples
     --------

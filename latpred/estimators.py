@@ -17,7 +17,7 @@ from latpred.kernels.fusion import RuleBook, default_rules
 from latpred.kernels.kernel import Kernel
 from latpred.kernels.kinds import KIN
 from latpred.kernels.roofline import bounds, roofline_terms
-from latpred.law import law_s, law_terms
+from latpred.law import LAW_TERMS, law_s, law_terms
 from latpred.prediction import ANALYTICAL, LEARNED, ROOFLINE
 
 __all__ = ["AnalyticalEstimator", "Estimate", "Estimator", "LearnedEstimator", "kernel_key"]
@@ -73,7 +73,7 @@ def kernel_key(kernel: Kernel) -> Hashable:
 
 
 class _Remembered:
-    """Least recently used estimates by kernel."""
+    """Estimates by kernel; where there are too many, the oldest go first."""
 
     def __init__(self) -> None:
         self._estimates: OrderedDict[Hashable, Estimate] = OrderedDict()
@@ -109,6 +109,12 @@ class LearnedEstimator(_Remembered):
             raise ArtefactError(
                 f"the predictor of {bundle.manifest.device} reads {len(bundle.forest.features)} features of latpred "
                 f"{bundle.manifest.latpred_version}, this one computes {len(FEATURES)}: run `latpred fit` again"
+            )
+        odd = [kind for kind, one in bundle.manifest.kinds.items() if one.law and len(one.law) != len(LAW_TERMS)]
+        if odd:
+            raise ArtefactError(
+                f"laws of {len(LAW_TERMS)} terms are needed, those of {bundle.manifest.device} have others "
+                f"({', '.join(odd)}): run `latpred fit` again"
             )
         self.bundle = bundle
         self.name = bundle.manifest.device

@@ -34,7 +34,10 @@ from latpred.packing import unpack_kernel
 from latpred.regressor import FittedKind, Samples, Settings, fit_kinds, held_out_s
 from latpred.store import Dataset, KernelSample, Meta
 
-__all__ = ["FitReport", "WholeGraph", "errors_by_kind", "fit", "fit_samples", "relative_speeds", "whole_graphs"]
+__all__ = [
+    "FitReport", "WholeGraph", "errors_by_kind", "fit", "fit_samples", "kernels_at_usual_speed", "relative_speeds",
+    "whole_graphs",
+]  # fmt: skip
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +58,7 @@ class WholeGraph:
     kernels_s: float  # sum of its measured kernels
     launches: Launches
     whole_s: float  # without the profiler
+    network: bool = True  # made of a network's blocks, as what is to be predicted is
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +99,9 @@ def fit(
     folder = Path(dataset_path)
     dataset = Dataset.open(folder)
     rules = RuleBook.load(folder / "rules.toml") if (folder / "rules.toml").is_file() else default_rules()
-    speeds = relative_speeds(dataset)
     report = fit_samples(
-        [row._replace(latency_s=row.latency_s * speeds.get(row.record, 1.0)) for row in dataset.kernels()],
-        whole_graphs(dataset.samples(), speeds),
+        kernels_at_usual_speed(dataset),
+        whole_graphs(dataset.samples(), relative_speeds(dataset)),
         _device_of(dataset),
         rules,
         dataset.meta,
@@ -134,16 +137,19 @@ def relative_speeds(dataset: Dataset) -> dict[int, float]:
     """Record -> how much faster than usual the machine ran the reference graph then; latencies are multiplied by it.
 
     What was measured while the clock was low, or a neighbour busy, is so taken to the campaign's usual speed.
-    Records without a reference are left out.
+    Records without a reference, or with one that was disturbed itself, are left out.
     """
     usual_s = dataset.meta.reference_s
     if not usual_s:
         return {}
-    return {
-        ordinal: float(np.clip(usual_s / record["reference_s"], 1 / FURTHEST_SPEED, FURTHEST_SPEED))
-        for ordinal, record in dataset.samples()
-        if record.get("reference_s")
-    }
+    speeds = {o: usual_s / record["reference_s"] for o, record in dataset.samples() if record.get("reference_s")}
+    return {ordinal: speed for ordinal, speed in speeds.items() if 1 / FURTHEST_SPEED < speed < FURTHEST_SPEED}
+
+
+def kernels_at_usual_speed(dataset: Dataset) -> list[KernelSample]:
+    """Measured kernels of a dataset, each latency times the relative speed of its record."""
+    speeds = relative_speeds(dataset)
+    return [row._replace(latency_s=row.latency_s * speeds.get(row.record, 1.0)) for row in dataset.kernels()]
 
 
 def whole_graphs(
@@ -161,8 +167,18 @@ def whole_graphs(
         unrest = float(record.get("latency", {}).get("iqr_s", 0.0)) / whole_s if whole_s > 0 else 1.0
         if kernels and not record.get("unmatched") and unrest <= QUIET:
             speed = speeds.get(ordinal, 1.0)
-            graphs.append(WholeGraph(ordinal, matched_s * speed, Launches.of(kernels), whole_s * speed))
+            graphs.append(
+                WholeGraph(ordinal, matched_s * speed, Launches.of(kernels), whole_s * speed, _is_network(record))
+            )
     return graphs
+
+
+def _is_network(record: Mapping[str, Any]) -> bool:
+    """Whether all sections of a record's graph are blocks of networks."""
+    from latpred.collect.templates import TEMPLATES
+
+    names = record.get("configuration", {}).get("templates", ())
+    return all(name in TEMPLATES and TEMPLATES[name].network for name in names)
 
 
 def _samples_of(rows: Sequence[KernelSample]) -> Samples:
@@ -264,30 +280,39 @@ def _calibrate(
     between = fit_between(
         [g.kernels_s for g in graphs], [g.launches for g in graphs], [g.whole_s for g in graphs]
     )
-    if len(graphs) < FEWEST_GRAPHS:
-        return between, Calibration(floor, spreads), None
     members: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         members.setdefault(row.record, []).append(index)
+    graphs = [graph for graph in graphs if graph.record in members]
+    if len(graphs) < FEWEST_GRAPHS:
+        return between, Calibration(floor, spreads), None
     predicted, measured, expected = [], [], []
     for graph in graphs:
-        inside = members.get(graph.record, [])
-        if not inside:
-            continue
-        # Rows of equal kernels were merged: their held-out error, in sum, is carried over to the whole graph.
-        off = unseen_s[inside].sum() / sum(rows[i].latency_s for i in inside)
-        predicted.append(between.whole_s(graph.kernels_s * off, graph.launches))
+        inside = members[graph.record]
+        # Rows of equal kernels were merged: what is predicted of them is carried over to the whole graph.
+        all_s = unseen_s[inside] * (graph.kernels_s / sum(rows[i].latency_s for i in inside))
+        predicted.append(between.whole_s(float(all_s.sum()), graph.launches))
         measured.append(graph.whole_s)
         expected.append(
             network_spread(
-                spreads, floor, [rows[i].kernel.kind for i in inside], unseen_s[inside], inside, graph.launches.number
+                spreads,
+                floor,
+                [rows[i].kernel.kind for i in inside],
+                all_s,
+                [hash(rows[i].group) for i in inside],
+                graph.launches.number,
             )
         )
     shift = float(np.clip(np.median(np.log(np.divide(measured, predicted))), -FURTHEST_SHIFT, FURTHEST_SHIFT))
     factor = float(np.exp(shift))
     between = between.times(factor)
     predicted = [value * factor for value in predicted]
-    multiples = conformal_multiples(np.log(np.divide(measured, predicted)), np.array(expected))
+    # Chains of one kind of kernel are predicted worse than networks, where errors of many kinds level out.
+    alike = np.array([graph.network for graph in graphs])
+    if alike.sum() < FEWEST_GRAPHS:
+        alike[:] = True
+    log_errors = np.log(np.divide(measured, predicted))
+    multiples = conformal_multiples(log_errors[alike], np.array(expected)[alike])
     return between, Calibration(floor, spreads, multiples), errors_of(predicted, measured)
 
 

@@ -6,7 +6,7 @@ that were measured, and leaves to the trees what it cannot say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,19 @@ Floats = NDArray[np.float64]
 # Each in s when its factor is 1: a launch takes 1 us, an element or a turn of a loop 1 ns, traffic and arithmetic
 # their roofline time; padded arithmetic counts what fills up the last block of rows, columns, filters or pixels too.
 # What the inner loops read or write over and over (panels of a product, filters of a row) passes at 100 GB/s.
-LAW_TERMS = (
-    "launch", "near", "shared", "off_chip", "elements_in", "elements_out", "rows", "runs", "spans", "scattered",
-    "products", "compute", "padded_compute", "calls", "streamed_left", "streamed_result", "packed",
-)  # fmt: skip
+# Term -> what its factor may be at most: a few large samples must not make traffic cost many times its roofline time,
+# or kernels larger than any measured would cost as many times too much.
+_MOST: Mapping[str, float] = {
+    "launch": 30.0, "near": 3.0, "shared": 3.0, "off_chip": 3.0, "elements_in": 30.0, "elements_out": 30.0,
+    "rows": 300.0, "runs": 100.0, "spans": 100.0, "scattered": 30.0, "products": 3000.0, "compute": 3.0,
+    "padded_compute": 3.0, "calls": 300.0, "streamed_left": 3.0, "streamed_result": 3.0, "packed": 10.0,
+}  # fmt: skip
+LAW_TERMS = tuple(_MOST)
 _FILLED = (
     "product_filled_m", "product_filled_n", "window_filled_out", "window_filled_filter_blocks", "window_filled_row",
 )  # fmt: skip
 _LAUNCH_S, _TURN_S = 1e-6, 1e-9
 _STREAM_BYTES_PER_S = 1e11
-# What a factor may be at most: a few large samples must not make traffic cost many times its roofline time, or
-# kernels larger than any measured would cost as many times too much.
-_MOST = np.array([30.0, 3.0, 3.0, 3.0, 30.0, 30.0, 300.0, 100.0, 100.0, 30.0, 3000.0, 3.0, 3.0, 300.0, 3.0, 3.0, 10.0])
 _ELEMENT_BY_ELEMENT = 4  # of the ways of a transpose
 FURTHEST = (0.3, 300.0)  # a law's time stays within these multiples of the roofline time
 ROUNDS, SWEEPS = 8, 60
@@ -117,7 +118,7 @@ def fit_law(of_kernel: Floats, latency_s: Floats, weight: Floats) -> tuple[float
     design = of_kernel / latency_s[:, None]
     scale = np.maximum(design.max(axis=0), 1e-12)
     design = design / scale
-    most = _MOST[: design.shape[1]] * scale
+    most = np.array([*_MOST.values()])[: design.shape[1]] * scale
     robust = np.ones(len(latency_s))
     factors = np.zeros(design.shape[1])
     for _ in range(ROUNDS):

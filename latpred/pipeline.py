@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 
@@ -43,7 +43,6 @@ class Collected:
     folders: homes.Folders
     summary: Summary
     report: FitReport | None  # None where the campaign was interrupted
-    notices: tuple[str, ...] = field(default=())
 
 
 def collect(

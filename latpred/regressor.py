@@ -1,6 +1,6 @@
-"""One LightGBM a kernel kind, on log(latency / roofline time); grouped cross-validation; laws for rare kinds.
+"""One LightGBM a kernel kind, on log(latency / time by the kind's law); grouped cross-validation; rare kinds by law.
 
-The target is the logarithm of how far a kernel is from its three-level roofline: it hardly grows with size, so that
+The target is the logarithm of how far a kernel is from its law (`latpred.law`): it hardly grows with size, so that
 trees, which cannot extrapolate, need not. The absolute error of that logarithm is minimised: a disturbed sample pulls
 a median less than a mean.
 """
@@ -51,6 +51,7 @@ class Settings:
     learning_rate: float = 0.07
     time_exponent: float = 0.3  # a row weighs with its latency to this power: slow kernels matter more
     seed: int = 1
+    law: bool = True  # whether trees correct the kind's law; else the bare roofline
     more: Mapping[str, Any] = field(default_factory=dict)  # passed to LightGBM as it is
 
     def parameters(self, rows: int) -> dict[str, Any]:
@@ -263,13 +264,14 @@ def _fit(learn: _Table, test: _Table, settings: Settings) -> _Fit:
     if not len(learn.latency_s):
         return _Fit("", (), 1.0, test.roofline_s)
     ratio = float(np.exp(weighted_median(np.log(learn.latency_s / learn.roofline_s), learn.weight)))
+    shapes = len(set(learn.groups.tolist()))
     base_s, test_base_s = learn.roofline_s, test.roofline_s
     law: tuple[float, ...] = ()
-    if len(set(learn.groups.tolist())) >= FEWEST_FOR_LAW:
+    if settings.law and shapes >= FEWEST_FOR_LAW:
         law = fit_law(learn.law_terms, learn.latency_s, learn.weight)
         base_s = law_s(law, learn.law_terms, learn.roofline_s)
         test_base_s = law_s(law, test.law_terms, test.roofline_s)
-    if len(set(learn.groups.tolist())) < FEWEST_FOR_TREES:
+    if shapes < FEWEST_FOR_TREES:
         return _Fit("", law, ratio, test_base_s if law else test_base_s * ratio)
     import lightgbm
 

@@ -26,7 +26,7 @@ from latpred.packing import pack_kernel, signature, unpack_kernel
 
 __all__ = ["SCHEMA_VERSION", "Dataset", "KernelSample", "Meta", "pack_kernel", "signature", "unpack_kernel"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: contexts tell where outputs lie; 1: first
 GZIP = 31  # zlib's window bits for a gzip container
 
 Record = dict[str, Any]

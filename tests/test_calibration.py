@@ -63,7 +63,7 @@ def test_spread_by_hand() -> None:
     # a takes 1/2 in shares 3/8 and 1/8, b takes 1/2 in one shape; half of a kind's error is shared
     expected = math.sqrt(
         0.02**2
-        + (4e6 * 0.5e-6 / 8.0) ** 2
+        + (4e6 * 1e-6 / 8.0) ** 2
         + 0.1**2 * (0.5 * (1 / 2) ** 2 + 0.5 * ((3 / 8) ** 2 + (1 / 8) ** 2))
         + UNKNOWN_SPREAD**2 * (0.5 * (1 / 2) ** 2 + 0.5 * (1 / 2) ** 2)
     )

@@ -240,15 +240,15 @@ def test_resize() -> None:
 
 def test_roofline_by_hand() -> None:
     work = Work(macs=10**6, flops=2 * 10**6, read_bytes=3 * 2**20, write_bytes=2**20, weight_bytes=2**18)
-    k = kernel("Relu", [(4,)], (4,), work=work, context=Context(reuse_bytes=2**25, cycle_bytes=2**26))
+    k = kernel("Relu", [(4,)], (4,), work=work, context=Context(2**25, rewrite_bytes=2**23, cycle_bytes=2**26))
     terms = roofline_terms([k], DEVICE)
     own = 3 * 2**20 + 2**20 + 2**18
     assert terms.compute_s[0] == pytest.approx(2e6 / 100e9)
     assert terms.near_s[0] == pytest.approx(own / 100e9)
-    # L2 of 1 MiB: of the input, last seen 32 MiB ago, 31/32 is gone; of the output 1 - 1 MiB/own; of the weight 63/64.
-    missed = 3 * 2**20 * 31 / 32 + 2**20 * (1 - 2**20 / own) + 2**18 * 63 / 64
+    # L2 of 1 MiB: of the input, touched 32 MiB ago, 31/32 is gone; of the output, 8 MiB ago, 7/8; of the weight 63/64.
+    missed = 3 * 2**20 * 31 / 32 + 2**20 * 7 / 8 + 2**18 * 63 / 64
     assert terms.shared_s[0] == pytest.approx(missed / 50e9)
-    # L3 of 32 MiB: the input just fits, half of the weight is gone after 64 MiB.
+    # L3 of 32 MiB: input and output fit, half of the weight is gone after 64 MiB.
     assert terms.off_chip_s[0] == pytest.approx(2**18 / 2 / 10e9)
     assert roofline_s(k, DEVICE) == pytest.approx(missed / 50e9 + 1e-6)
     assert bound(k, DEVICE) == "memory"
@@ -266,7 +266,7 @@ def test_bounds() -> None:
 def test_more_work_or_a_colder_cache_is_never_faster(flops: int, moved: int, reuse: int, cycle: int) -> None:
     def time_s(f: int, m: int, r: int, c: int) -> float:
         work = Work(flops=f, read_bytes=m, write_bytes=m // 2, weight_bytes=m // 3)
-        return roofline_s(kernel("Relu", [(4,)], (4,), work=work, context=Context(r, c)), DEVICE)
+        return roofline_s(kernel("Relu", [(4,)], (4,), work=work, context=Context(r, r, c)), DEVICE)
 
     base = time_s(flops, moved, reuse, cycle)
     assert base >= DEVICE.dispatch_s

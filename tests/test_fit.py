@@ -14,7 +14,7 @@ from latpred.calibration import Launches
 from latpred.device import dump_toml
 from latpred.errors import ArtefactError, InputError
 from latpred.estimators import LearnedEstimator
-from latpred.fit import errors_by_kind, fit, relative_speeds, whole_graphs
+from latpred.fit import WholeGraph, _calibrate, errors_by_kind, fit, relative_speeds, whole_graphs
 from latpred.kernels.fusion import default_rules
 from latpred.regressor import Settings
 from latpred.store import Dataset, pack_kernel
@@ -45,8 +45,17 @@ def test_fit_from_folder_to_folder(tmp_path: Path) -> None:
     for kernel, estimate in zip(kernels, LearnedEstimator(bundle).estimate(kernels), strict=True):
         assert estimate.latency_s == pytest.approx(latency_s(kernel), rel=0.15)
         assert estimate.source == "learned"
-    launched = Launches.of([*kernels * 5])  # as many as each graph has
+    launched = Launches.of(kernels * 5)  # as many as each graph has
     assert bundle.manifest.between.whole_s(1e-3, launched) == pytest.approx(1e-3 - 10 * 1e-6, rel=0.01)
+
+
+def test_graphs_of_networks_blocks_are_told_from_chains() -> None:
+    row = pack_kernel(relu(8, 8)) | {"latency_s": 2e-6}
+    made = [
+        (i, {"latency": {"median_s": 1e-4}, "kernels": [row], "configuration": {"templates": names}})
+        for i, names in enumerate((["mobile"], ["mobile", "linear_chain"], ["no longer there"]))
+    ]
+    assert [graph.network for graph in whole_graphs(made)] == [True, False, False]
 
 
 def test_latencies_are_taken_to_the_usual_speed(tmp_path: Path) -> None:
@@ -56,7 +65,7 @@ def test_latencies_are_taken_to_the_usual_speed(tmp_path: Path) -> None:
         made.append({"latency": {"median_s": 1e-4}, "kernels": [row], "reference_s": reference_s})
     assert relative_speeds(made) == {}
     made.note_reference(0.002)
-    assert relative_speeds(made) == pytest.approx({3: 1 / 1.1, 4: 1.0, 5: 1 / 1.25})
+    assert relative_speeds(made) == pytest.approx({3: 1 / 1.1, 4: 1.0})
     slow = whole_graphs(made.samples(), relative_speeds(made))[3]
     assert (slow.whole_s, slow.kernels_s) == pytest.approx((1e-4 / 1.1, 2e-6 / 1.1))
 
@@ -70,6 +79,16 @@ def test_whole_graphs_are_quiet_ones_whose_every_launch_has_a_kernel() -> None:
     (graph,) = whole_graphs([(7, record), (8, untimed), (9, empty), (10, disturbed), (11, unnamed)])
     assert (graph.record, graph.launches, graph.whole_s) == (7, (1 + 3, 4 * 2, 4 * (2 + 2)), 1e-4)
     assert graph.kernels_s == pytest.approx(2e-6 * 4)
+
+
+def test_merged_kernels_count_as_often_as_they_ran() -> None:
+    rows = measured(12, each=1)
+    unseen_s = np.array([row.latency_s for row in rows]) * np.linspace(0.9, 1.1, 12)
+    graphs = [WholeGraph(row.record, 3 * row.latency_s, Launches(3), 3.1 * row.latency_s) for row in rows]
+    apart = [row for row in rows for _ in range(3)]
+    _, merged, _ = _calibrate(rows, graphs, unseen_s, {"unary": 0.1}, 0.01)
+    _, whole, _ = _calibrate(apart, graphs, np.repeat(unseen_s, 3), {"unary": 0.1}, 0.01)
+    np.testing.assert_allclose(merged.multiples, whole.multiples)
 
 
 def test_errors_by_kind_tell_where_to_measure_more(tmp_path: Path) -> None:

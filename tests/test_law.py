@@ -58,7 +58,7 @@ def test_factors_are_never_negative_nor_absurd() -> None:
     of_kernel = np.abs(rng.normal(1e-6, 1e-6, (15, len(LAW_TERMS))))
     factors = fit_law(of_kernel, np.full(15, 1e-3), np.ones(15))
     assert min(factors) >= 0
-    assert max(factors[1:4]) <= 1.0  # traffic costs no more than its roofline time
+    assert max(factors[1:4]) <= 3.0  # traffic costs a few times its roofline time at most
 
 
 @pytest.mark.parametrize("count", [12, 120])  # by the law alone, and with trees that correct it

@@ -11,7 +11,15 @@ from latpred.forest import Forest
 from latpred.kernels.features import FEATURES, features_and_terms
 from latpred.kernels.roofline import roofline_s
 from latpred.law import law_s, law_terms
-from latpred.regressor import FEWEST_FOR_TREES, Samples, Settings, fit_kinds, held_out_s, weighted_median
+from latpred.regressor import (
+    FEWEST_FOR_LAW,
+    FEWEST_FOR_TREES,
+    Samples,
+    Settings,
+    fit_kinds,
+    held_out_s,
+    weighted_median,
+)
 
 FAST = Settings(trees=60, learning_rate=0.15)
 
@@ -78,12 +86,13 @@ def test_a_record_is_never_on_both_sides() -> None:
     assert np.median(np.abs(np.log(whole.held_out_s / times))) > 1.0
 
 
-def test_few_shapes_get_their_median_ratio() -> None:
-    kernels = [relu(8, 8 * i + 8) for i in range(FEWEST_FOR_TREES - 1)] * 3
+@pytest.mark.parametrize(("shapes", "by_law"), [(FEWEST_FOR_LAW - 1, False), (FEWEST_FOR_TREES - 1, True)])
+def test_few_shapes_get_their_median_ratio_or_a_law_alone(shapes: int, by_law: bool) -> None:
+    kernels = [relu(8, 8 * i + 8) for i in range(shapes)] * 3
     times = np.array([4.0 * roofline_s(k, DEVICE) for k in kernels])
     groups = [str(k.inputs) for k in kernels]
     (kind,) = fit_kinds(Samples(kernels, times, np.ones(len(times)), groups, [0] * len(times)), DEVICE)
-    assert kind.model == ""
+    assert (kind.model, bool(kind.law)) == ("", by_law)
     assert kind.ratio == pytest.approx(4.0)
     assert kind.held_out_s == pytest.approx(times)
 

@@ -45,15 +45,14 @@ def test_the_youngest_free_buffer_of_the_same_shape_is_taken_again() -> None:
 
 
 def test_new_buffers_fill_the_smallest_gap_that_is_free_while_they_live() -> None:
-    large, small = LINE * 4, LINE
     touches = [
-        Touch((("x", small),), (("a", large, (4,)), ("b", small, (1,)))),
-        Touch((("a", large), ("x", small)), (("c", small, (2,)),)),  # a dies here
-        Touch((("b", small), ("c", small)), (("d", small * 2, (3,)),)),  # fits where a was
-        Touch((("d", small * 2),), (("y", small, (1,)),)),
+        Touch((("x", LINE),), (("a", 4 * LINE, (1,)), ("b", LINE, (2,)), ("c", 2 * LINE, (3,)), ("d", LINE, (4,)))),
+        Touch((("a", 4 * LINE), ("c", 2 * LINE)), (("e", LINE, (5,)),)),  # a and c die here: gaps of 4 and 2 lines
+        Touch((("b", LINE), ("d", LINE), ("e", LINE)), (("f", 2 * LINE, (6,)), ("g", 4 * LINE, (7,)))),
+        Touch((("f", 2 * LINE), ("g", 4 * LINE)), (("y", LINE, (8,)),)),
     ]
-    # arena: a at 0, b at 4, c at 5, d at 0; then x and y apart
-    assert distances(touches)[1] == (6 + 2) * LINE
+    # arena: a at 0, b at 4, c at 5, d at 7, e at 8, f where c was, g where a was; then x and y apart
+    assert distances(touches)[1] == (9 + 2) * LINE
 
 
 def test_weights_pass_between() -> None:
@@ -72,9 +71,9 @@ def test_distances_are_those_of_a_list(touched: Sequence[int]) -> None:
     recent: list[int] = []  # latest last
     for block in touched:
         start = block * 100
-        got = residency._touch(stack, start, start + block + 1, 0, 1000)
-        since = recent[recent.index(block) :] if block in recent else None
-        assert got == (1000 if since is None else sum(other + 1 for other in since))
+        got = residency._touch(stack, start, start + block + 1, 0)
+        since = recent[recent.index(block) :] if block in recent else []
+        assert got == sum(other + 1 for other in since)
         recent = [other for other in recent if other != block] + [block]
 
 
@@ -84,7 +83,7 @@ def test_ranges_that_overlap_stay_in_the_stack_once(ranges: Sequence[tuple[int, 
     stack: list[tuple[int, int, int]] = []
     seen: set[int] = set()
     for start, length in ranges:
-        residency._touch(stack, start, start + length, 0, 1000)
+        residency._touch(stack, start, start + length, 0)
         seen |= set(range(start, start + length))
         assert sorted(n for low, high, _ in stack for n in range(low, high)) == sorted(seen)
         assert stack[-1][:2] == (start, start + length)

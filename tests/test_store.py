@@ -85,7 +85,7 @@ def test_unknown_schema_is_refused(tmp_path):
     Dataset.create(tmp_path, META)
     meta = json.loads((tmp_path / "meta.json").read_text())
     (tmp_path / "meta.json").write_text(json.dumps({**meta, "schema_version": 99}))
-    with pytest.raises(ArtefactError, match=r"schema version 1 is needed.* has 99"):
+    with pytest.raises(ArtefactError, match=r"schema version 2 is needed.* has 99"):
         Dataset.open(tmp_path)
 
 

@@ -1,10 +1,10 @@
 """A measuring campaign: a budget of time spent on composite graphs, durably, resumably, with an eye on drift.
 
-A third of the budget follows the stream of configurations by the templates' own weights, in breadth; then looks at
-the error (`latpred.collect.looks`) shift the weights to templates whose kernels are predicted badly and matter much,
-and end the campaign where the error no longer falls. A small reference graph is timed again and again
-(`latpred.collect.reference_watch`): where it is off its running median, what was measured since it was last right is
-taken back and measured anew.
+A third of the budget, five minutes at most, follows the stream of configurations by the templates' own weights, in
+breadth; then looks at the error (`latpred.collect.looks`) shift the weights to templates whose kernels are predicted
+badly and matter much, and end the campaign where the error no longer falls. A small reference graph is timed again and
+again (`latpred.collect.reference_watch`): where it was off its running median and comes back, what was measured since
+it was last right is taken back and measured anew.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class Campaign:
         return second if second.iqr_s / second.latency_s < shaken else result
 
     def _adapt_pace(self, result: RunResult, composite: Composite) -> None:
-        """Slower machines get smaller composites: halve the target while runs take more than twice the estimate."""
+        """Slower machines get smaller composites: halve the target where a long run took thrice the estimate."""
         ratio = result.latency_s / max(composite.estimated_s, 1e-6)
         if ratio > 3.0 and result.latency_s > 0.15:
             self.pace *= 2.0

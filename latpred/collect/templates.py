@@ -48,6 +48,7 @@ class Template:
     quantized: Quantized = Quantized(0.15, 0.1)
     target_s: tuple[float, float] = (0.0015, 0.06)  # of one inference of the composites that it leads
     whole: bool = False  # a network of its own: never beside other sections
+    network: bool = False  # blocks in the order of a network, not kernels in every shape
 
 
 _IMAGES = Quantized(0.3, 0.02)
@@ -55,23 +56,23 @@ _TOKENS = Quantized(0.13, 0.15)
 _FLOAT = Quantized(0.0, 0.0)
 
 TEMPLATES: dict[str, Template] = {
-    "classic": Template(networks_convolution.classic, 18, _IMAGES),
-    "mobile": Template(networks_convolution.mobile, 20, _IMAGES),
-    "slim": Template(networks_slim.slim_network, 20, Quantized(0.25, 0.05), target_s=(0.0006, 0.004), whole=True),
-    "language_model": Template(blocks_attention.language_model, 14, _TOKENS),
-    "vision_transformer": Template(blocks_attention.vision_transformer, 10, _TOKENS),
-    "hybrid": Template(blocks_window.hybrid_network, 14),
-    "mixer": Template(blocks_window.mixer_network, 3),
-    "recurrent": Template(blocks_sequence.recurrent_network, 5, _FLOAT),
-    "temporal": Template(blocks_sequence.temporal_network, 3, _FLOAT),
-    "speech": Template(blocks_sequence.speech_network, 3),
+    "classic": Template(networks_convolution.classic, 18, _IMAGES, network=True),
+    "mobile": Template(networks_convolution.mobile, 20, _IMAGES, network=True),
+    "slim": Template(networks_slim.slim_network, 20, Quantized(0.25, 0.05), (0.0006, 0.004), whole=True, network=True),
+    "language_model": Template(blocks_attention.language_model, 14, _TOKENS, network=True),
+    "vision_transformer": Template(blocks_attention.vision_transformer, 10, _TOKENS, network=True),
+    "hybrid": Template(blocks_window.hybrid_network, 14, network=True),
+    "mixer": Template(blocks_window.mixer_network, 3, network=True),
+    "recurrent": Template(blocks_sequence.recurrent_network, 5, _FLOAT, network=True),
+    "temporal": Template(blocks_sequence.temporal_network, 3, _FLOAT, network=True),
+    "speech": Template(blocks_sequence.speech_network, 3, network=True),
     "grouped_rows": Template(blocks_sequence.grouped_rows, 2, _FLOAT),
-    "decoder": Template(networks_dense.decoder_network, 3),
-    "pyramid": Template(networks_dense.pyramid_network, 3),
-    "super_resolution": Template(networks_dense.super_resolution, 1.5),
-    "generator": Template(networks_dense.generator, 1.5, _FLOAT),
+    "decoder": Template(networks_dense.decoder_network, 3, network=True),
+    "pyramid": Template(networks_dense.pyramid_network, 3, network=True),
+    "super_resolution": Template(networks_dense.super_resolution, 1.5, network=True),
+    "generator": Template(networks_dense.generator, 1.5, _FLOAT, network=True),
     "detector": Template(networks_dense.detector_head, 2, _FLOAT),
-    "volume": Template(networks_dense.volume_network, 2, _FLOAT),
+    "volume": Template(networks_dense.volume_network, 2, _FLOAT, network=True),
     "convolutions": Template(blocks_product.convolutions, 6, _IMAGES),
     "products": Template(blocks_product.products, 6),
     "dense_layers": Template(blocks_product.dense_layers, 6, _TOKENS),

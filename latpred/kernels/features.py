@@ -261,8 +261,8 @@ DERIVED: Mapping[str, tuple[Derive, frozenset[str]]] = {
 
 _ROOFLINE = ("compute_s", "near_s", "shared_s", "off_chip_s", "roofline_s")
 _RATIOS = ("own_in_near", "own_in_shared", "weight_in_near", "weight_in_shared", "reuse_in_near", "reuse_in_shared",
-           "rewrite_in_near", "rewrite_in_shared", "cycle_in_shared", "flop_per_byte", "memory_over_compute",
-           "memory_over_roofline", "dispatch_over_roofline")  # fmt: skip
+           "rewrite_in_near", "rewrite_in_shared", "cycle_in_shared", "own_in_cycle", "flop_per_byte",
+           "memory_over_compute", "memory_over_roofline", "dispatch_over_roofline")  # fmt: skip
 
 
 def _view_features(view: str) -> tuple[str, ...]:
@@ -317,6 +317,7 @@ def features_and_terms(kernels: Sequence[Kernel], device: Device) -> tuple[NDArr
     ratios = (
         _ratio(own, near), _ratio(own, shared), _ratio(weight, near), _ratio(weight, shared), _ratio(reuse, near),
         _ratio(reuse, shared), _ratio(rewrite, near), _ratio(rewrite, shared), _ratio(cycle, shared),
+        np.log2(np.maximum(own, 1.0) / np.maximum(cycle, 1.0)),
         np.exp2(general[:, 1]) / np.maximum(own, 1.0),
         np.log2((memory_s + 1e-9) / (terms.compute_s + 1e-9)), memory_s / total_s, terms.dispatch_s / total_s,
     )  # fmt: skip

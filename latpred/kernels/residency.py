@@ -46,13 +46,13 @@ class Touch:
     inputs: tuple[tuple[str, int], ...]  # tensor and its bytes, in the op's own order; constants left out
     outputs: tuple[tuple[str, int, tuple[int, ...]], ...]  # tensor, bytes, shape
     weight_bytes: int = 0
-    view: bool = False
+    view: bool = False  # the output is the first input under another shape
     takes_over: tuple[str, ...] = ()  # inputs whose memory the result may take
 
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """Bytes touched since the operands of a launch were, averaged over their bytes."""
+    """Bytes touched since the operands of a launch were, averaged over their bytes, to four bits; 0 for a view."""
 
     read_bytes: int
     write_bytes: int
@@ -60,11 +60,11 @@ class Distances:
 
 @dataclass(slots=True, eq=False)
 class _Buffer:
-    size: int
+    size: int  # in bytes, as `start`
     shape: tuple[int, ...]
-    arena: bool
-    born: int
-    uses: int = 0
+    arena: bool  # False: memory of the caller, or of a result of the network
+    born: int  # launch, as `dies`
+    uses: int = 0  # readings still to come
     dies: int = -1
     start: int = 0
 
@@ -95,29 +95,28 @@ def distances(touches: Sequence[Touch]) -> tuple[list[Distances], int]:
     """
     plan = _planned(touches)
     _place(plan.buffers, len(touches))
-    weights = sum(touch.weight_bytes for touch in touches)
-    arena = max((b.start + b.size for b in plan.buffers), default=0)
+    footprint_bytes = max((b.start + b.size for b in plan.buffers), default=0) + sum(t.weight_bytes for t in touches)
     # The state that an inference leaves: everything was touched once, buffers in the order of their last use.
-    stack: list[tuple[int, int, int]] = []
-    flow = 0
+    stack: list[tuple[int, int, int]] = []  # start, end and `flow` when touched; latest last
+    flow = 0  # bytes of weights that passed so far
     found: list[Distances] = []
     for recording in (False, True):
         for touch in touches:
             read = read_size = 0
             for name, size in touch.inputs:
                 start = plan.buffers[plan.of[name]].start
-                read += 0 if touch.view else size * _touch(stack, start, start + size, flow, arena + weights)
+                read += 0 if touch.view else size * _touch(stack, start, start + size, flow)
                 read_size += size
             flow += touch.weight_bytes
             write = write_size = 0
             if not touch.view:
                 for name, size, _ in touch.outputs:
                     start = plan.buffers[plan.of[name]].start
-                    write += size * _touch(stack, start, start + size, flow, arena + weights)
+                    write += size * _touch(stack, start, start + size, flow)
                     write_size += size
             if recording:
                 found.append(Distances(_rounded(read // max(read_size, 1)), _rounded(write // max(write_size, 1))))
-    return found, arena + weights
+    return found, footprint_bytes
 
 
 def _rounded(distance_bytes: int) -> int:
@@ -132,7 +131,7 @@ def _planned(touches: Sequence[Touch]) -> _Plan:
     for touch in touches:
         for name, _ in touch.inputs:
             uses[name] = uses.get(name, 0) + 1
-    free: list[int] = []
+    free: dict[tuple[tuple[int, ...], int], list[int]] = {}  # shape and size of buffers -> these, youngest last
     for step, touch in enumerate(touches):
         for name, size in touch.inputs:
             if name not in plan.of:  # an input of the network: the caller's memory
@@ -148,23 +147,22 @@ def _planned(touches: Sequence[Touch]) -> _Plan:
             buffer.uses -= 1
             buffer.dies = step
             if buffer.uses == 0 and buffer.arena:
-                free.append(plan.of[name])
+                free.setdefault((buffer.shape, buffer.size), []).append(plan.of[name])
     return plan
 
 
 def _buffer_of(plan: _Plan, touch: Touch, name: str, size: int, shape: tuple[int, ...], uses: Mapping[str, int],
-               free: list[int], step: int) -> int:
+               free: Mapping[tuple[tuple[int, ...], int], list[int]], step: int) -> int:
     if touch.view and touch.inputs:
         return plan.of[touch.inputs[0][0]]
-    if name in uses:  # results of the network get memory of their own
+    if name in uses:  # what nobody reads is a result of the network and gets memory of its own
         for other in touch.takes_over:
             index = plan.of[other]
             buffer = plan.buffers[index]
             if buffer.arena and buffer.uses == 1 and buffer.size == size:
                 return index
-        for at in range(len(free) - 1, -1, -1):
-            if plan.buffers[free[at]].shape == shape and plan.buffers[free[at]].size == size:
-                return free.pop(at)
+        if same := free.get((shape, size)):
+            return same.pop()
     plan.buffers.append(_Buffer(size, shape, name in uses, step))
     return len(plan.buffers) - 1
 
@@ -181,13 +179,13 @@ def _place(buffers: Sequence[_Buffer], steps: int) -> None:
     living: list[_Buffer] = []  # by offset
     for step in range(steps):
         for buffer in born.get(step, ()):
-            size = -(-buffer.size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            size = _aligned(buffer.size)
             end, best, waste, at = 0, -1, 1 << 62, len(living)
             for index, other in enumerate(living):
                 gap = other.start - end
                 if gap >= size and gap - size < waste:
                     best, waste, at = end, gap - size, index
-                end = max(end, other.start + other.size)
+                end = max(end, other.start + _aligned(other.size))
             if top - end >= size and top - end - size < waste:
                 best, at = end, len(living)
             buffer.start = best if best >= 0 else end
@@ -198,11 +196,18 @@ def _place(buffers: Sequence[_Buffer], steps: int) -> None:
     for buffer in buffers:
         if not buffer.arena:
             buffer.start = top
-            top += -(-buffer.size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            top += _aligned(buffer.size)
 
 
-def _touch(stack: list[tuple[int, int, int]], start: int, end: int, flow: int, cold: int) -> int:
-    """Move a range of addresses to the top of the stack; how deep it lay, on average over its bytes."""
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _touch(stack: list[tuple[int, int, int]], start: int, end: int, flow: int) -> int:
+    """Move a range of addresses to the top of the stack; how deep it lay, on average over its bytes.
+
+    Bytes that were never touched count nothing: in the steady state there are none.
+    """
     if end <= start:
         return 0
     left = end - start
@@ -221,6 +226,5 @@ def _touch(stack: list[tuple[int, int, int]], start: int, end: int, flow: int, c
             stack[at : at + 1] = pieces
         depth += high - low
         at -= 1
-    total += left * cold
     stack.append((start, end, flow))
     return total // (end - start)
