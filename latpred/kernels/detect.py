@@ -19,7 +19,7 @@ from latpred.kernels.elimination import drop_no_ops, fold_constants, share_subex
 from latpred.kernels.functions import inline_functions
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Context, Kernel, Work
-from latpred.kernels.kinds import kind_of
+from latpred.kernels.kinds import KINDS, kind_of
 from latpred.kernels.residency import IN_PLACE, Touch, distances
 from latpred.kernels.transposes import push_transposes, push_transposes_on_cpu
 from latpred.kernels.work import ABSENT, COUNTED, FREE, traffic_of, work_of
@@ -30,8 +30,8 @@ __all__ = ["STAGES", "Detection", "Stage", "detect"]
 Pass = Callable[[WorkingGraph, RuleBook], None]
 
 
-VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout"})
 SHAPE_ONLY = frozenset({"Shape", "Size"})
+VIEWS = frozenset(KINDS["view"]) - SHAPE_ONLY  # their result is their input's memory
 
 
 @dataclass(frozen=True, slots=True)
