@@ -7,9 +7,10 @@ from dataclasses import astuple
 from functools import lru_cache
 from typing import Any
 
+from latpred.errors import UnsupportedError
 from latpred.graph import AttributeValue, Spec
 from latpred.kernels.kernel import Context, Kernel, Work
-from latpred.kernels.work import COUNTED, traffic_of, work_of
+from latpred.kernels.work import traffic_of, work_of
 
 __all__ = ["pack_kernel", "signature", "unpack_kernel"]
 
@@ -112,6 +113,7 @@ def _work(
     epilogue: tuple[str, ...],
 ) -> Work:
     """The work that follows from all the rest of a kernel, so that it need not be stored."""
-    if op_type not in COUNTED:
+    try:
+        return work_of(op_type, domain, inputs, outputs, attributes, epilogue)
+    except UnsupportedError:
         return traffic_of(inputs, outputs)
-    return work_of(op_type, domain, inputs, outputs, attributes, epilogue)

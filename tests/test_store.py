@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from latpred.errors import ArtefactError
 from latpred.graph import Spec
 from latpred.kernels.kernel import Context, Kernel, Work
+from latpred.kernels.work import COUNTED
 from latpred.packing import pack_kernel, signature, unpack_kernel
 from latpred.store import Dataset, Meta
 
@@ -147,7 +148,7 @@ attribute_values = st.one_of(
     st.builds(
         Kernel,
         kind=st.text(max_size=8),
-        op_type=st.text(max_size=8),
+        op_type=st.text(max_size=8) | st.sampled_from(sorted(COUNTED)),
         domain=st.sampled_from(["", "com.microsoft"]),
         name=st.text(max_size=8),
         ops=st.lists(st.text(max_size=4), max_size=3).map(tuple),

@@ -90,6 +90,11 @@ def test_unknown_op_is_refused_by_name() -> None:
         work_of("FlyToTheMoon", "example", [Spec((1,))], [Spec((1,))], {})
 
 
+def test_operands_that_are_no_such_ops_are_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match="operands of MaxPool are needed"):
+        work_of("MaxPool", "", [], [], {})
+
+
 def test_every_counted_op_takes_half_precision_and_never_costs_less_than_nothing() -> None:
     image = Spec((1, 4, 8, 8), "float16")
     weights = Spec((4, 4, 3, 3), "float16", True)

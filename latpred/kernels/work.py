@@ -322,7 +322,7 @@ def work_of(
     Raises
     ------
     UnsupportedError
-        Where the op is not in the table.
+        Where the op is not in the table, or its operands are not those of such an op.
 
     Examples
     --------
@@ -340,8 +340,13 @@ def work_of(
             f"work of an op in the table is needed, came {domain + ':' if domain else ''}{op_type}; "
             "add a row to latpred.kernels.work.COUNTED"
         ) from None
-    work = count(inputs, outputs, attributes)
-    if epilogue:
-        per_element = sum(EPILOGUE_FLOPS.get(step, 1) for step in epilogue)
-        work += Work(flops=per_element * outputs[0].elements)
-    return work
+    per_element = sum(EPILOGUE_FLOPS.get(step, 1) for step in epilogue)
+    try:
+        work = count(inputs, outputs, attributes)
+        return work + Work(flops=per_element * outputs[0].elements) if epilogue else work
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        shapes = [list(spec.shape) for spec in inputs], [list(spec.shape) for spec in outputs]
+        raise UnsupportedError(
+            f"the operands of {op_type} are needed to count its work, came inputs {shapes[0]}, outputs {shapes[1]}, "
+            f"attributes {dict(attributes)}; check the model with onnx.checker.check_model"
+        ) from error
