@@ -253,9 +253,7 @@ def taken_apart(ablation: Ablation, bundle: Bundle) -> Bundle:
     return bundle
 
 
-def judge(
-    ablation: Ablation, report: FitReport, networks: rounds.Measurements, families: Mapping[str, str]
-) -> Result:
+def judge(ablation: Ablation, report: FitReport, networks: rounds.Measurements, families: Mapping[str, str]) -> Result:
     """Predict the networks with a fitted variant; to be called `without` it.
 
     Raises

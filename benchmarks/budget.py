@@ -157,9 +157,7 @@ def plot(series: Mapping[str, Points], unit: str, limits: tuple[float, float] | 
     for mark, x, y in points:
         row = round((high - min(max(y, low), high)) / span * (HEIGHT - 1))
         canvas[row][round((x - first) / (last - first) * (WIDTH - 1))] = mark
-    lines = [
-        f"{high - span * row / (HEIGHT - 1):7.1f} |{''.join(cells).rstrip()}" for row, cells in enumerate(canvas)
-    ]
+    lines = [f"{high - span * row / (HEIGHT - 1):7.1f} |{''.join(cells).rstrip()}" for row, cells in enumerate(canvas)]
     ticks = [" "] * (WIDTH + 8)
     for power in range(first, last + 1):
         label = f"{2.0**power:g}"

@@ -142,8 +142,14 @@ class Calibration:
         )
 
 
-def network_spread(spreads: Mapping[str, float], floor: float, kinds: Sequence[str], latencies_s: Floats,
-                   shapes: Sequence[int], launches: float) -> float:
+def network_spread(
+    spreads: Mapping[str, float],
+    floor: float,
+    kinds: Sequence[str],
+    latencies_s: Floats,
+    shapes: Sequence[int],
+    launches: float,
+) -> float:
     """Expected size of the log error of a network.
 
     Parameters

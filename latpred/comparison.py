@@ -225,9 +225,7 @@ def _typical(network: MeasuredNetwork, usual_s: float) -> list[ProfiledKernel]:
             key = (*described, seen[described])
             first.setdefault(key, event)
             found_s.setdefault(key, []).append(event.latency_s * event.launches * usual_s / one.reference_s)
-    return [
-        replace(event, latency_s=statistics.median(found_s[key]), launches=1.0) for key, event in first.items()
-    ]
+    return [replace(event, latency_s=statistics.median(found_s[key]), launches=1.0) for key, event in first.items()]
 
 
 def launches_of(compared: Sequence[Compared]) -> Iterator[tuple[KernelPrediction, float, float]]:

@@ -128,9 +128,7 @@ def errors_by_kind(dataset: Dataset, jobs: int = 1) -> dict[str, float]:
     off = np.abs(held_out_s(samples, _device_of(dataset), QUICK, jobs) / samples.latency_s - 1.0)
     weight = np.sqrt(samples.latency_s)
     kinds = np.array([row.kernel.kind for row in rows])
-    return {
-        kind: float(np.average(off[kinds == kind], weights=weight[kinds == kind])) for kind in members
-    }
+    return {kind: float(np.average(off[kinds == kind], weights=weight[kinds == kind])) for kind in members}
 
 
 def relative_speeds(dataset: Dataset) -> dict[int, float]:
@@ -277,9 +275,7 @@ def _calibrate(
     floor: float,
 ) -> tuple[Between, Calibration, Errors | None]:
     """What lies between kernels, and the interval, on graphs whose every kernel is predicted held out."""
-    between = fit_between(
-        [g.kernels_s for g in graphs], [g.launches for g in graphs], [g.whole_s for g in graphs]
-    )
+    between = fit_between([g.kernels_s for g in graphs], [g.launches for g in graphs], [g.whole_s for g in graphs])
     members: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         members.setdefault(row.record, []).append(index)

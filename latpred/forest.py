@@ -121,8 +121,12 @@ class Forest:
             start = stop
         return sums
 
-    def _sums(self, doubled: NDArray[np.float32], first: NDArray[np.int32], counts: NDArray[np.int32],
-              ) -> NDArray[np.float64]:
+    def _sums(
+        self,
+        doubled: NDArray[np.float32],
+        first: NDArray[np.int32],
+        counts: NDArray[np.int32],
+    ) -> NDArray[np.float64]:
         ends = np.cumsum(counts)
         row = np.repeat(np.arange(len(counts)), counts)
         if row.size == 0:

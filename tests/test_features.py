@@ -313,4 +313,3 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
     for i, k in enumerate(kernels):
         assert np.array_equal(together[i], features([k], DEVICE)[0], equal_nan=True)
     assert features([], DEVICE).shape == (0, len(FEATURES))
-

@@ -29,7 +29,9 @@ def output_shapes(graph: Graph) -> list[tuple[int, ...]]:
     return [graph.tensors[name].shape for name in graph.outputs]
 
 
-LOOP = HEAD + """
+LOOP = (
+    HEAD
+    + """
 net (float[3,4] x, float[2,4] start) => (float[m,4] last, float[a,b,c] all)
 <int64 trips = {5}, bool go = {1}, float limit = {3}>
 {
@@ -37,12 +39,16 @@ net (float[3,4] x, float[2,4] start) => (float[m,4] last, float[a,b,c] all)
     body = once (int64 i, bool c, float[m,4] h) => (bool c2, float[m,4] h2, float[r,s] out)
       { c2 = Identity (c)  BODY }>
 }"""
+)
 
 
 class TestLoop:
     def test_state_of_one_shape(self) -> None:
-        model = parser.parse_model(LOOP.replace("BODY", "h2 = Relu (h) out = MatMul (h, xt)").replace(
-            "last, all =", "xt = Transpose (x) last, all ="))
+        model = parser.parse_model(
+            LOOP.replace("BODY", "h2 = Relu (h) out = MatMul (h, xt)").replace(
+                "last, all =", "xt = Transpose (x) last, all ="
+            )
+        )
         graph = read(model)
         assert output_shapes(graph) == run_shapes(model) == [(2, 4), (5, 2, 3)]
         loop = graph.ops[-1]
@@ -52,8 +58,11 @@ class TestLoop:
 
     def test_state_that_grows(self) -> None:
         body = "h2 = Concat <axis = 0> (h, x) out = ReduceSum <keepdims = 0> (h)"
-        model = parser.parse_model(LOOP.replace("BODY", body).replace("float[a,b,c] all", "float[a] all").replace(
-            "float[r,s] out", "float out"))
+        model = parser.parse_model(
+            LOOP.replace("BODY", body)
+            .replace("float[a,b,c] all", "float[a] all")
+            .replace("float[r,s] out", "float out")
+        )
         graph = read(model)
         assert output_shapes(graph) == run_shapes(model) == [(17, 4), (5,)]  # 2 + 5 * 3
         assert graph.ops[0].bodies[0].tensors["h"].shape == (8, 4)  # the third of five: 2 + 2 * 3
@@ -75,7 +84,9 @@ class TestLoop:
         assert (said is None and not graph.notices) or any(said in notice for notice in graph.notices)  # type: ignore
 
     def test_sequence_built_in_a_loop(self) -> None:
-        model = parser.parse_model(HEAD + """
+        model = parser.parse_model(
+            HEAD
+            + """
         net (float[3,4] x) => (float[a,b] y)
         <int64 trips = {6}, bool go = {1}>
         {
@@ -84,11 +95,14 @@ class TestLoop:
             body = once (int64 i, bool c, seq(float[3,4]) s) => (bool c2, seq(float[3,4]) s2)
               { c2 = Identity (c)  s2 = SequenceInsert (s, x) }>
           y = ConcatFromSequence <axis = 1> (parts)
-        }""")
+        }"""
+        )
         assert output_shapes(read(model)) == run_shapes(model) == [(3, 24)]  # 6 * 4 columns
 
 
-IF = HEAD + """
+IF = (
+    HEAD
+    + """
 net (float[2,6] x, bool flag) => (float y)
 {
   CONDITION
@@ -96,6 +110,7 @@ net (float[2,6] x, bool flag) => (float y)
     then_branch = yes () => (float a) { h = Relu (x)  a = Transpose (h) },
     else_branch = no () => (float a) { h = Tanh (x)  a = Identity (h) }>
 }"""
+)
 
 
 class TestIf:
@@ -110,7 +125,9 @@ class TestIf:
         assert not any(op.bodies for op in graph.ops)
 
     def test_two_constant_ifs_do_not_share_names(self) -> None:
-        text = HEAD + """
+        text = (
+            HEAD
+            + """
         net (float[2,6] x) => (float y)
         <bool cond = {1}>
         {
@@ -119,6 +136,7 @@ class TestIf:
           y = If (cond) <then_branch = c () => (float o) { h = MatMul (x, z)  o = Tanh (h) },
                          else_branch = d () => (float o) { o = Identity (z) }>
         }"""
+        )
         model = parser.parse_model(text)
         graph = read(model)
         assert output_shapes(graph) == run_shapes(model) == [(2, 2)]
@@ -126,14 +144,17 @@ class TestIf:
         assert len(made) == len(set(made))
 
     def test_branch_that_hands_an_outer_value_through(self) -> None:
-        model = parser.parse_model(HEAD + """
+        model = parser.parse_model(
+            HEAD
+            + """
         net (float[2,6] x) => (float y)
         <bool cond = {0}>
         { h = Relu (x)
           y = If (cond) <
             then_branch = a () => (float o) { o = Transpose (h) },
             else_branch = b () => (float h) { }>
-        }""")
+        }"""
+        )
         assert output_shapes(read(model)) == [(2, 6)]  # the runtime refuses it, exporters wrote it
 
     def test_live_condition_keeps_both_branches(self) -> None:
@@ -168,13 +189,16 @@ class TestScan:
     )
     def test_running_sum(self, axes: str, shape: list[tuple[int, ...]]) -> None:
         width = shape[0][0]
-        model = parser.parse_model(HEAD + f"""
+        model = parser.parse_model(
+            HEAD
+            + f"""
         net (float[5,4] x) => (float[a] last, float[b,c] all)
         <float[{width}] zero = {{{", ".join(["0"] * width)}}}>
         {{
           last, all = Scan <num_scan_inputs = 1, body = once (float[k] s, float[k] v) => (float[k] s2, float[k] o)
             {{ s2 = Add (s, v)  o = Relu (s2) }}{axes}> (zero, x)
-        }}""")
+        }}"""
+        )
         graph = read(model)
         assert output_shapes(graph) == run_shapes(model) == shape
         assert graph.ops[0].repeat == (4 if axes else 5)
@@ -182,7 +206,9 @@ class TestScan:
 
 class TestSequences:
     def test_split_and_take(self) -> None:
-        model = parser.parse_model(HEAD + """
+        model = parser.parse_model(
+            HEAD
+            + """
         net (float[2,10] x) => (float[a,b] y, float[c,d] z, int64 n)
         <int64 size = {4}, int64 third = {2}, int64 first = {0}>
         {
@@ -191,7 +217,8 @@ class TestSequences:
           fewer = SequenceErase (parts, first)
           z = ConcatFromSequence <axis = 1> (fewer)
           n = SequenceLength (parts)
-        }""")
+        }"""
+        )
         graph = read(model)
         assert output_shapes(graph) == run_shapes(model) == [(2, 2), (2, 6), ()]  # parts of 4, 4 and 2
         assert graph.tensors["n"].value == 3

@@ -104,9 +104,7 @@ def same_values(folded: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
     if folded.dtype.kind == "c":
         return bool(np.allclose(folded, expected))
     tolerance = 1e-2 if expected.dtype.itemsize < 4 and expected.dtype.kind not in "iub" else 1e-4
-    return bool(
-        np.allclose(folded.astype(float), expected.astype(float), rtol=tolerance, atol=1e-3, equal_nan=True)
-    )
+    return bool(np.allclose(folded.astype(float), expected.astype(float), rtol=tolerance, atol=1e-3, equal_nan=True))
 
 
 @pytest.mark.parametrize(("family", "least"), [("simple", 10), ("pytorch-converted", 40), ("pytorch-operator", 20)])

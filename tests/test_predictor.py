@@ -122,9 +122,7 @@ def test_unknown_kinds_fall_back_to_their_kin_and_say_so(predictor: Predictor) -
     assert (tanh.kernel.kind, tanh.source) == ("transcendental", "roofline")
     ratio = BUNDLE.manifest.kinds["unary"].ratio  # transcendental's kin
     assert tanh.latency_s == pytest.approx(tanh.roofline_s * ratio)
-    assert prediction.coverage == pytest.approx(
-        1 - tanh.latency_s / sum(k.latency_s for k in prediction.kernels)
-    )
+    assert prediction.coverage == pytest.approx(1 - tanh.latency_s / sum(k.latency_s for k in prediction.kernels))
     (warning,) = prediction.warnings
     assert "transcendental: 1 kernel" in warning
     assert "median of unary" in warning

@@ -1,6 +1,5 @@
 """Probing the installed runtime, and what becomes of a runtime that fails."""
 
-
 import pytest
 
 from latpred.collect.ort import OrtRunner

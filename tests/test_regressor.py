@@ -48,9 +48,7 @@ def test_compiled_models_predict_new_kernels() -> None:
     fresh = [r.kernel for r in measured(5, seed=99)]
     rows, terms = features_and_terms(fresh, DEVICE)
     of_kernel = law_terms(rows, terms)
-    by_law_s = [
-        law_s(FITTED[k.kind].law, of_kernel[[i]], terms.total_s[[i]])[0] for i, k in enumerate(fresh)
-    ]
+    by_law_s = [law_s(FITTED[k.kind].law, of_kernel[[i]], terms.total_s[[i]])[0] for i, k in enumerate(fresh)]
     predicted = by_law_s * np.exp(forest.predict(rows, [k.kind for k in fresh]))
     assert np.abs(predicted / [latency_s(k) for k in fresh] - 1).mean() < 0.05
 

@@ -23,9 +23,7 @@ from latpred.kernels.taps import executed_share, hits
 def test_hits_are_those_counted_one_by_one(
     size_in: int, size_out: int, taps: int, stride: int, dilation: int, pad: int
 ) -> None:
-    counted = sum(
-        0 <= out * stride + tap * dilation - pad < size_in for out in range(size_out) for tap in range(taps)
-    )
+    counted = sum(0 <= out * stride + tap * dilation - pad < size_in for out in range(size_out) for tap in range(taps))
     assert hits(size_in, size_out, taps, stride, dilation, pad) == counted
 
 

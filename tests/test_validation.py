@@ -54,9 +54,7 @@ B = MeasuredNetwork(
     "lstm", "b.onnx",
     (Round(0.020, 0.0, 0.0010, 0, (event(OTHER, 60),)), Round(0.022, 0.0, 0.0010, 1, (event(OTHER, 60),))),
 )  # fmt: skip
-MEASURED = Measurements(
-    "Toy CPU", "onnxruntime", "1.2.3", 1, "2026-01-02T03:04:05Z", (A, B), {"crashed": "signal 11"}
-)
+MEASURED = Measurements("Toy CPU", "onnxruntime", "1.2.3", 1, "2026-01-02T03:04:05Z", (A, B), {"crashed": "signal 11"})
 
 
 def predicted(latency_s: float, interval_s: tuple[float, float], kernels: Mapping[float, Kernel]) -> Prediction:

@@ -227,9 +227,7 @@ class Campaign:
             self._fail(made, error)
             return
         matching = match(kernels, result.kernels)
-        self._append(
-            measurement_record(role, made, self.pace, composite.weight_bytes, result, matching, self.watch)
-        )
+        self._append(measurement_record(role, made, self.pace, composite.weight_bytes, result, matching, self.watch))
         profiled_s = sum(event.latency_s * event.launches for event in result.kernels)
         self.times_s.append((matching.matched_share * profiled_s, profiled_s))
         if role == "sample":

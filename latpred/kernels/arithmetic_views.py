@@ -124,8 +124,17 @@ def _matrix(shape: Shape, transposed: bool) -> tuple[int, int]:
     return (columns, rows) if transposed else (rows, columns)
 
 
-def _as_product(kernel: Kernel, m: float, n: float, k: float, count: float, *, shared: bool = False,
-                transposed_a: bool = False, transposed_b: bool = False) -> tuple[float, ...]:
+def _as_product(
+    kernel: Kernel,
+    m: float,
+    n: float,
+    k: float,
+    count: float,
+    *,
+    shared: bool = False,
+    transposed_a: bool = False,
+    transposed_b: bool = False,
+) -> tuple[float, ...]:
     right = _right(kernel)
     bias = len(kernel.inputs) > 2 and any(len(s.shape) == 1 and s.elements > 1 for s in kernel.inputs[2:])
     return (
@@ -144,9 +153,7 @@ def product(kernel: Kernel) -> tuple[float, ...]:
     shared = prod(right[:-2]) == 1 and count > 1
     if len(right) <= 2 and not transposed_a:
         m, count, shared = prod(left[:-1]), 1, False
-    return _as_product(
-        kernel, m, n, k, count, shared=shared, transposed_a=transposed_a, transposed_b=transposed_b
-    )
+    return _as_product(kernel, m, n, k, count, shared=shared, transposed_a=transposed_a, transposed_b=transposed_b)
 
 
 def convolution_product(kernel: Kernel) -> tuple[float, ...]:
@@ -170,8 +177,10 @@ def einsum_product(kernel: Kernel) -> tuple[float, ...]:
     equation = str(kernel.attributes.get("equation", "")).replace(" ", "")
     terms, _, result = equation.partition("->")
     names = terms.split(",")
-    if len(names) != 2 or "." in equation or any(
-        len(term) != len(spec.shape) for term, spec in zip(names, kernel.inputs, strict=False)
+    if (
+        len(names) != 2
+        or "." in equation
+        or any(len(term) != len(spec.shape) for term, spec in zip(names, kernel.inputs, strict=False))
     ):
         return (nan,) * len(PRODUCT)
     sizes: dict[str, int] = {}

@@ -292,9 +292,7 @@ def _touches(launches: list[_Launch]) -> list[Touch]:
                     for name, spec in zip(names, launch.inputs, strict=True)
                     if name and not spec.constant
                 ),
-                tuple(
-                    (name, spec.size_bytes, spec.shape) for name, spec in zip(outputs, launch.outputs, strict=True)
-                ),
+                tuple((name, spec.size_bytes, spec.shape) for name, spec in zip(outputs, launch.outputs, strict=True)),
                 launch.work.weight_bytes,
                 node.op_type in VIEWS and not launch.inputs[0].constant,
                 tuple(names[i] for i in taken if i < len(names) and names[i] and not launch.inputs[i].constant),

@@ -160,7 +160,10 @@ def _window(raw: Columns, device: Device) -> dict[str, Floats]:
         "plane_alignment": _alignment(pixels_in * lanes),
         "row_alignment": _alignment(raw["width_in"] * lanes),
         "depth_ratio": np.log2(np.maximum(depth_out, 1) / np.maximum(depth_in, 1)),
-        "calls": raw["batch"] * raw["groups"] * raw["height_out"] * np.ceil(depth_in / lanes)
+        "calls": raw["batch"]
+        * raw["groups"]
+        * raw["height_out"]
+        * np.ceil(depth_in / lanes)
         * np.ceil(blocks / FILTER_BLOCKS),
         "filters_streamed": 4.0 * raw["channels_out"] * depth_in * taps * raw["height_out"] * raw["batch"],
         "image_streamed": 4.0 * raw["batch"] * raw["channels_in"] * pixels_in * np.ceil(blocks / FILTER_BLOCKS),
@@ -277,9 +280,7 @@ def _view_features(view: str) -> tuple[str, ...]:
 
 _COLUMNS_OF_VIEW: dict[str, tuple[str, ...]] = {view: _view_features(view) for view in COLUMNS}
 FEATURES: tuple[str, ...] = (*GENERAL, *_ROOFLINE, *_RATIOS, *(c for names in _COLUMNS_OF_VIEW.values() for c in names))
-_FIRST_COLUMN = {
-    view: FEATURES.index(names[0]) for view, names in _COLUMNS_OF_VIEW.items()
-}
+_FIRST_COLUMN = {view: FEATURES.index(names[0]) for view, names in _COLUMNS_OF_VIEW.items()}
 
 
 def features(kernels: Sequence[Kernel], device: Device) -> NDArray[np.float32]:

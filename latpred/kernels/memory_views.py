@@ -278,7 +278,13 @@ def broadcast(kernel: Kernel) -> tuple[float, ...]:
     if all(size in (elements, 1) for size in sizes):
         held = 1 in sizes and elements > 1
         return (
-            len(sizes), elements, 1, held, sizes.count(1) if held else 0, sizes.count(elements), min(sizes, default=1)
+            len(sizes),
+            elements,
+            1,
+            held,
+            sizes.count(1) if held else 0,
+            sizes.count(elements),
+            min(sizes, default=1),
         )
     padded = [(1,) * (rank - len(s.shape)) + tuple(s.shape) for s in operands if s.elements > 1]
     span, fate = 1, None
@@ -290,9 +296,7 @@ def broadcast(kernel: Kernel) -> tuple[float, ...]:
             break
         fate = held_here
         span *= result.shape[i]
-    return (
-        len(sizes), span, elements / span, any(fate or ()), sizes.count(1), sizes.count(elements), min(sizes)
-    )
+    return (len(sizes), span, elements / span, any(fate or ()), sizes.count(1), sizes.count(elements), min(sizes))
 
 
 # -- resize ------------------------------------------------------------------------------------------------------

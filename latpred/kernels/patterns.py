@@ -142,7 +142,6 @@ def parse_pattern(text: str) -> Pattern:
     return Pattern(calls, root, frozenset(call.op_type for call in calls.values()), uses, tuple(unlike))
 
 
-
 def matches(graph: WorkingGraph, pattern: Pattern, roots: Iterable[Node], rule: str = "") -> Iterator[Match]:
     """Every match whose last op is one of `roots`; near misses leave a remark where `rule` is given."""
     root = pattern.calls[pattern.root]

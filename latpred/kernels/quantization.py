@@ -48,8 +48,10 @@ def same_parameters(graph: WorkingGraph, first: Node, second: Node) -> bool:
     if len(first.inputs) < 3 or len(second.inputs) < 3:
         return False
     points = zero_point(graph, first), zero_point(graph, second)
-    return points[0] is not None and points[0] == points[1] and (
-        graph.scalar(first.inputs[1]) == graph.scalar(second.inputs[1])
+    return (
+        points[0] is not None
+        and points[0] == points[1]
+        and (graph.scalar(first.inputs[1]) == graph.scalar(second.inputs[1]))
     )
 
 

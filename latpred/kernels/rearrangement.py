@@ -108,9 +108,7 @@ def _cover(spans: list[tuple[int, int] | None], size: int) -> bool:
     return at == size
 
 
-def _split(
-    graph: WorkingGraph, source: str, axis: int, parts: list[tuple[tuple[int, int] | None, Node]]
-) -> None:
+def _split(graph: WorkingGraph, source: str, axis: int, parts: list[tuple[tuple[int, int] | None, Node]]) -> None:
     dtype = graph.tensors[source].dtype
     shape = graph.shape(source)
     sizes = [last - first for first, last in (span for span, _ in parts if span is not None)]

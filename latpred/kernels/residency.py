@@ -151,8 +151,16 @@ def _planned(touches: Sequence[Touch]) -> _Plan:
     return plan
 
 
-def _buffer_of(plan: _Plan, touch: Touch, name: str, size: int, shape: tuple[int, ...], uses: Mapping[str, int],
-               free: Mapping[tuple[tuple[int, ...], int], list[int]], step: int) -> int:
+def _buffer_of(
+    plan: _Plan,
+    touch: Touch,
+    name: str,
+    size: int,
+    shape: tuple[int, ...],
+    uses: Mapping[str, int],
+    free: Mapping[tuple[tuple[int, ...], int], list[int]],
+    step: int,
+) -> int:
     if touch.view and touch.inputs:
         return plan.of[touch.inputs[0][0]]
     if name in uses:  # what nobody reads is a result of the network and gets memory of its own

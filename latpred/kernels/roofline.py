@@ -84,8 +84,9 @@ def roofline_terms(kernels: Sequence[Kernel], device: Device) -> Terms:
     )
 
 
-def _missed(read: Floats, write: Floats, weight: Floats, own: Floats, distances: tuple[Floats, Floats, Floats],
-            size_bytes: int) -> Floats:
+def _missed(
+    read: Floats, write: Floats, weight: Floats, own: Floats, distances: tuple[Floats, Floats, Floats], size_bytes: int
+) -> Floats:
     """Bytes that a memory of this size does not hold when they are wanted."""
 
     def share(distance: Floats) -> Floats:

@@ -31,9 +31,7 @@ class _Declined(Exception):  # noqa: N818 - control flow, never leaves this modu
     """The value is too large to be worth having, or the case is not covered."""
 
 
-def fold(
-    op_type: str, inputs: Inputs, attributes: Attributes, opset: int, output_count: int = 1
-) -> list[Array] | None:
+def fold(op_type: str, inputs: Inputs, attributes: Attributes, opset: int, output_count: int = 1) -> list[Array] | None:
     """The outputs' values, or None where the op is not in the table or declines.
 
     Examples

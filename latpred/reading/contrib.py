@@ -254,8 +254,9 @@ CONTRIB_SHAPES: Mapping[str, Function] = {
     "BiasAdd": _same(),
     "BiasGelu": _same(),
     "BiasSoftmax": _same(),
-    "BiasSplitGelu": lambda inputs, attributes: [((*_need(inputs, 0)[0][:-1], _need(inputs, 0)[0][-1] // 2),
-                                                  _need(inputs, 0)[1])],
+    "BiasSplitGelu": lambda inputs, attributes: [
+        ((*_need(inputs, 0)[0][:-1], _need(inputs, 0)[0][-1] // 2), _need(inputs, 0)[1])
+    ],
     "DequantizeLinear": _dequantize,
     "DynamicQuantizeMatMul": _matmul(),
     "EmbedLayerNormalization": _embed_norm,

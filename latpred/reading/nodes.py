@@ -248,4 +248,3 @@ def _replace(written: Any, names: Mapping[str, str]) -> None:  # a repeated fiel
     for index, name in enumerate(written):
         if name in names:
             written[index] = names[name]
-

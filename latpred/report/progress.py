@@ -51,9 +51,7 @@ class CampaignDisplay:
     def progress(self, now: Progress) -> None:
         """One more composite graph was measured."""
         text = f"{now.composites} graphs, {now.kernels} kernels, {now.kinds} kinds, {now.failed} failed"
-        self._bar.update(
-            self._task, description=text, completed=min(now.elapsed_s, now.budget_s), total=now.budget_s
-        )
+        self._bar.update(self._task, description=text, completed=min(now.elapsed_s, now.budget_s), total=now.budget_s)
         if not self._console.is_terminal and now.elapsed_s - self._told_s >= LINE_EVERY_S:
             self._told_s = now.elapsed_s
             left_s = max(0.0, now.budget_s - now.elapsed_s)

@@ -113,10 +113,7 @@ def prediction_table(prediction: Prediction, top: int) -> str:
     by_share = sorted(kinds.items(), key=lambda item: -sum(item[1]))
     lines.append(
         table(
-            (
-                (kind, f"{sum(times) / total_s:.1%}", len(times), milliseconds(sum(times)))
-                for kind, times in by_share
-            ),
+            ((kind, f"{sum(times) / total_s:.1%}", len(times), milliseconds(sum(times))) for kind, times in by_share),
             ("kind", "share", "kernels", "ms"),
             right=(1, 2, 3),
         )
