@@ -3,6 +3,10 @@
 import pytest
 from runtime_oracle import detected, executed, graph, reasons
 
+from latpred.graph import read
+from latpred.kernels.detect import detect
+from latpred.kernels.fusion import default_rules
+
 SCALES = "float s = {0.1}, uint8 z = {128}, float t = {0.2}, uint8 u = {100}, int8 i = {3}, int8 j = {-5}"
 WEIGHTS = "int8[8,4,3,3] w, float[1] ws = {0.02}, int8[1] wz = {0}"
 BIAS = "int32[8] b, float[1] bs = {0.002}, int32[1] bz = {0}"
@@ -142,3 +146,17 @@ def test_detects_what_the_runtime_executes(name, tmp_path):
 )
 def test_says_why_an_op_stays_in_floating_point(name, rule, reason):
     assert any(reason in said for said in reasons(graph(GRAPHS[name]), rule))
+
+
+@pytest.mark.parametrize(
+    ("group", "points", "kind"),
+    [(4, "0, 0, 0, 0", "grouped"), (4, "0, 0, 3, 0", "by-group"), (2, "0, 0, 3, 0", "grouped"), (1, "0, 3, 3, 0", "")],
+)
+def test_a_depthwise_convolution_whose_zero_points_differ_is_another_kernel(group, points, kind):
+    """On one core, 37 x 37 x 128, 3x3: 8.2 ms where they differ, 0.12 ms where they are all zero."""
+    model = graph(f"""g (float[1,4,8,8] x) => (float[1,4,6,6] y)
+        <{SCALES}, int8[4,{4 // group},3,3] w, float[4] ws = {{0.02, 0.02, 0.02, 0.02}}, int8[4] wz = {{{points}}}>
+        {{ {X}  wd = DequantizeLinear <axis=0> (w, ws, wz)
+        c = Conv <kernel_shape=[3,3], group={group}> (xd, wd)  {Y} }}""")
+    kinds = [kernel.kind for kernel in detect(read(model), default_rules()).kernels]
+    assert "-".join(filter(None, ["conv-quantized", kind])) in kinds

@@ -310,6 +310,22 @@ def test_scales_of_normalizations_are_positive() -> None:
     assert least["b"] < 0
 
 
+def test_zero_points_are_equal_and_scales_positive() -> None:
+    """Of a convolution whose zero points differ by channel, the runtime takes another path, many times as long."""
+    empty = [TensorProto(name="s", dims=[512], data_type=TensorProto.FLOAT),
+             TensorProto(name="w", dims=[512, 1, 3, 3], data_type=TensorProto.INT8),
+             TensorProto(name="z", dims=[512], data_type=TensorProto.INT8),
+             TensorProto(name="u", dims=[512], data_type=TensorProto.UINT8)]  # fmt: skip
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s", "z"], ["f"]),
+             helper.make_node("QuantizeLinear", ["f", "s", "u"], ["q"])]  # fmt: skip
+    filled = fill_weights(helper.make_model(helper.make_graph(nodes, "g", [], [], empty))).graph.initializer
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in filled}
+    assert values["s"].min() > 0
+    assert set(values["z"]) == {0}
+    assert set(values["u"]) == {128}
+    assert len(np.unique(values["w"])) > 1
+
+
 def test_dims_are_bound_as_a_prediction_binds_them(tmp_path: Path) -> None:
     path = product(tmp_path, external())
     for given, batch in (({}, 1), ({"dims": {"batch": 5}}, 5), ({"shapes": {"x": (7, 4)}}, 7)):

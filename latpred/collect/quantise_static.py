@@ -42,6 +42,7 @@ class Manner:
     dtype: np.dtype  # of activations
     symmetric: bool  # zero points are 0: then Relu and Clip stay
     per_channel: bool
+    own_zeros: bool  # weights of convolutions are asymmetric too: channels have zero points of their own
     op_types: frozenset[str]
 
     @classmethod
@@ -49,7 +50,9 @@ class Manner:
         """One of the manners in use."""
         dtype, symmetric = (("uint8", False), ("int8", False), ("int8", True))[int(rng.choice(3, p=[0.45, 0.4, 0.15]))]
         types = OP_TYPES[int(rng.choice(3, p=[0.76, 0.12, 0.12]))]
-        return cls(np.dtype(dtype), symmetric, bool(rng.random() < 0.5), types)
+        per_channel = bool(rng.random() < 0.5)
+        own_zeros = per_channel and not symmetric and bool(rng.random() < 0.25)
+        return cls(np.dtype(dtype), symmetric, per_channel, own_zeros, types)
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
@@ -62,8 +65,9 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
 def quantise_static(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
     """Put QuantizeLinear and DequantizeLinear pairs around what ONNX Runtime's static quantizer wraps, in place.
 
-    Activations are uint8 or int8, one scale a tensor; weights int8, one scale a tensor or a channel; biases int32
-    with the scale of the accumulator. Where zero points are free, a Relu or Clip behind a wrapped op goes.
+    Activations are uint8 or int8, one scale a tensor; weights int8, one scale (and, rarely, one zero point) a tensor
+    or a channel; biases int32 with the scale of the accumulator. Where zero points are free, a Relu or Clip behind a
+    wrapped op goes.
     """
     work = GraphRewriter(model, rng)
     manner = Manner.draw(rng)
@@ -199,7 +203,9 @@ def _quantise_parameters(
             replaced[name] = _integer_bias(work, tensor, weight_scales * grids.scale(node.input[0]))
         elif learned and index < 2:
             axis = _channel_axis(node) if manner.per_channel and node.op_type in WEIGHTED else None
-            replaced[name], weight_scales = _integer_weight(work, tensor, axis)
+            replaced[name], weight_scales = _integer_weight(
+                work, tensor, axis, manner.own_zeros and node.op_type == "Conv"
+            )
         elif not learned:
             replaced[name] = _integer_constant(work, tensor, grids)
 
@@ -224,7 +230,9 @@ def _channel_axis(node: onnx.NodeProto) -> int:
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": -1}[node.op_type]
 
 
-def _integer_weight(work: GraphRewriter, tensor: onnx.TensorProto, axis: int | None) -> tuple[str, np.ndarray]:
+def _integer_weight(
+    work: GraphRewriter, tensor: onnx.TensorProto, axis: int | None, own_zeros: bool
+) -> tuple[str, np.ndarray]:
     """Name of the dequantized weights, and their scales."""
     values = numpy_helper.to_array(tensor)
     axis_attribute: dict[str, int] = {}
@@ -237,7 +245,10 @@ def _integer_weight(work: GraphRewriter, tensor: onnx.TensorProto, axis: int | N
         shaped = (np.maximum(np.abs(values).max(others, keepdims=True), 1e-6) / 127).astype(np.float32)
         scales, axis_attribute = shaped.reshape(-1), {"axis": axis}
     zeros = np.zeros(scales.shape, np.int8)
-    quantized = work.constant(np.clip(np.round(values / shaped), -127, 127).astype(np.int8), f"{tensor.name}_quantized")
+    if own_zeros and scales.ndim:
+        zeros = work.rng.integers(-20, 21, scales.shape).astype(np.int8)
+    integers = np.round(values / shaped) + zeros.reshape(shaped.shape)
+    quantized = work.constant(np.clip(integers, -127, 127).astype(np.int8), f"{tensor.name}_quantized")
     result = f"{quantized}_dequantized"
     operands = [quantized, work.constant(scales, "weight_scale"), work.constant(zeros, "weight_zero")]
     work.node("DequantizeLinear", operands, [result], tensor.name, **axis_attribute)

@@ -21,7 +21,7 @@ __all__ = ["FIRST_TIMINGS", "RETRIES", "ReferenceWatch", "Speed"]
 
 EVERY_S = 8.0
 SHARE = 0.02  # of the time, at most, is spent on timing the reference
-TOLERANCE = 0.04
+TOLERANCE = 0.1  # records carry the speed: only what moved more within seconds is doubtful
 WINDOW = 9  # timings whose median is the machine's speed: a minute or so
 RETRIES = 5  # until a machine that is off is taken to stay so
 FIRST_TIMINGS = 3

@@ -19,6 +19,44 @@ from latpred.reading.binding import bind_inputs
 
 __all__ = ["fill_weights", "runnable"]
 
+# Where ops of quantized models take scales and zero points. A zero point differs between channels in next to no model,
+# and where it does, the runtime falls back to code that is up to a hundred times slower.
+NORMALISED = {
+    "BatchNormalization": (1, 4),
+    "GroupNormalization": (1,),
+    "InstanceNormalization": (1,),
+    "LayerNormalization": (1,),
+    "RMSNormalization": (1,),
+    "SimplifiedLayerNormalization": (1,),
+    "SkipLayerNormalization": (2,),
+    "SkipSimplifiedLayerNormalization": (2,),
+}
+SCALES = {
+    "QuantizeLinear": (1,),
+    "DequantizeLinear": (1,),
+    "QLinearConv": (1, 4, 6),
+    "QLinearMatMul": (1, 4, 6),
+    "QGemm": (1, 4, 7),
+    "MatMulIntegerToFloat": (2, 3),
+    "DynamicQuantizeMatMul": (2,),
+    "DynamicQuantizeLSTM": (8, 10),
+    "QAttention": (3, 4),
+}
+ZERO_POINTS = {
+    "QuantizeLinear": (2,),
+    "DequantizeLinear": (2,),
+    "QLinearConv": (2, 5, 7),
+    "QLinearMatMul": (2, 5, 7),
+    "QGemm": (2, 5, 8),
+    "MatMulInteger": (2, 3),
+    "ConvInteger": (2, 3),
+    "MatMulIntegerToFloat": (4, 5),
+    "DynamicQuantizeMatMul": (3,),
+    "DynamicQuantizeLSTM": (9, 11),
+    "QAttention": (6, 7),
+}
+UNSIGNED_ZERO = 128
+
 DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
@@ -63,7 +101,9 @@ def runnable(
 
 
 def fill_weights(model: onnx.ModelProto, folder: Path | None = None) -> onnx.ModelProto:
-    """Seeded random weights, in place, where a tensor has dims but no data; positive where they are scales.
+    """Seeded random weights, in place, where a tensor has dims but no data.
+
+    Scales and variances are positive, zero points all equal.
 
     Parameters
     ----------
@@ -84,26 +124,33 @@ def fill_weights(model: onnx.ModelProto, folder: Path | None = None) -> onnx.Mod
     >>> onnx.numpy_helper.to_array(tensor).shape
     (2, 8)
     """
-    positive = {
-        name
-        for node in model.graph.node
-        if "Normalization" in node.op_type
-        for name in (node.input[1:5:3] if node.op_type == "BatchNormalization" else node.input[1:2])
-    }
+    positive = set(_operands(model.graph, NORMALISED)) | set(_operands(model.graph, SCALES))
+    equal = set(_operands(model.graph, ZERO_POINTS))
     for tensor in _tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL and folder is not None and _lies_in(folder, tensor):
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
         elif tensor.data_location == TensorProto.EXTERNAL or (prod(tensor.dims) and not _has_data(tensor)):
-            _draw(tensor, tensor.name in positive)
+            _draw(tensor, tensor.name in positive, tensor.name in equal)
     return model
 
 
-def _draw(tensor: TensorProto, positive: bool) -> None:
+def _operands(graph: onnx.GraphProto, places: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Names of the operands at the given places of the given ops, those in bodies included."""
+    for node in graph.node:
+        yield from (node.input[i] for i in places.get(node.op_type, ()) if i < len(node.input))
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _operands(attribute.g, places)
+
+
+def _draw(tensor: TensorProto, positive: bool, equal: bool) -> None:
     rng = np.random.default_rng(zlib.crc32(tensor.name.encode()))
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    if dtype.kind in "iu":
+    if equal:
+        values = np.full(list(tensor.dims), UNSIGNED_ZERO if dtype.kind == "u" else 0, dtype)
+    elif dtype.kind in "iu":
         values = rng.integers(1, 64, list(tensor.dims)).astype(dtype)
     else:
         fan_in = int(np.prod(tensor.dims[1:])) or 1

@@ -97,6 +97,7 @@ KIN: Mapping[str, str] = {
     "conv-deformable": "conv-unblocked",
     "conv-quantized": "conv-unblocked",
     "conv-quantized-grouped": "conv-quantized",
+    "conv-quantized-by-group": "conv-quantized-grouped",
     "conv": "gemm",
     "matmul": "gemm",
     "gemm": "matmul",
@@ -159,8 +160,12 @@ def kind_of(op_type: str, domain: str, inputs: Sequence[Spec], attributes: Mappi
     if op_type in _CONVOLUTIONS:
         return _convolution_kind(domain, inputs, attributes)
     kind = _KIND_OF_OP.get(op_type, "other")
-    # Grouped and depthwise integer convolutions run loops of their own.
-    return f"{kind}-grouped" if kind == "conv-quantized" and attributes.get("group", 1) != 1 else kind
+    if kind != "conv-quantized" or attributes.get("group", 1) == 1:
+        return kind
+    # Grouped and depthwise integer convolutions run loops of their own. The depthwise one knows a single zero point of
+    # the weights: where they differ between channels, each channel is lowered to a product of its own.
+    depthwise = len(inputs) > 3 and inputs[3].shape[1:2] == (1,)
+    return f"{kind}-by-group" if depthwise and attributes.get("zero_points") == "unequal" else f"{kind}-grouped"
 
 
 def _convolution_kind(domain: str, inputs: Sequence[Spec], attributes: Mapping[str, AttributeValue]) -> str:

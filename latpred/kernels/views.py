@@ -44,6 +44,7 @@ VIEWS_OF_KIND: Mapping[str, Views] = {
     "conv-unblocked-grouped": _LOWERED,
     "conv-quantized": _LOWERED,
     "conv-quantized-grouped": _LOWERED,
+    "conv-quantized-by-group": _LOWERED,
     "conv-deformable": _LOWERED,
     "conv-transpose": {"window": arithmetic.window, "product": arithmetic.transposed_convolution_product},
     "gemm": _PRODUCT,
