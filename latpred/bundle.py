@@ -3,7 +3,7 @@
 - `manifest.json`: what it was fitted on, the errors reached, what lies between kernels, checksums;
 - `forest.npz`: the trees; `device.toml`: the device; `rules.toml`: the fusion rules, which a person may mend.
 
-History of the schema: 1, the first.
+History of the schema: 1, the first; 2, the weights of the interval's parts are fitted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from latpred.kernels.fusion import RuleBook
 
 __all__ = ["SCHEMA_VERSION", "Bundle", "KindSummary", "Manifest"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SEALED = ("forest.npz", "device.toml")  # files whose checksum must match; rules.toml may be edited
 
 

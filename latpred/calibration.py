@@ -10,23 +10,24 @@ The interval
 ------------
 The logarithm of measured over predicted latency is scaled by what is expected of a network of these kernels:
 
-    spread^2 = floor^2 + (launches * 1 us / latency)^2
-             + sum over kinds (share of time)^2 * (spread of the kind)^2 * (r + (1 - r) * concentration)
+    spread^2 = floor^2 + (launches * launch / latency)^2
+             + sum over kinds (spread of the kind)^2 * (shared^2 * share^2 + own^2 * sum over shapes share^2)
 
-Errors of one kind are partly shared by all its shapes (r) and partly each shape's own, which average out unless few
-shapes take most of the time (concentration: the sum of squared shares within the kind). What lies between kernels is
-uncertain too, which tells in networks of many small kernels. The multiple of this spread that covers a given share of
-held-out composite graphs is the conformal quantile of those graphs.
+Errors of one kind are partly shared by all its shapes and partly each shape's own, which average out unless few shapes
+take most of the time. What lies between kernels is uncertain too, which tells in networks of many small kernels. How
+much each of the four weighs is what makes the errors of held-out composite graphs likeliest. The multiple of this
+spread that covers a given share of them is their conformal quantile.
 
 References
 ----------
 Lei, G'Sell, Rinaldo, Tibshirani, Wasserman: Distribution-free predictive inference for regression. JASA 113, 2018.
+Lange, Little, Taylor: Robust statistical modeling using the t distribution. JASA 84, 1989 (the likelihood).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from math import ceil, exp, sqrt
 from typing import Any, NamedTuple
 
@@ -35,15 +36,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from latpred.kernels.kernel import Kernel
 
-__all__ = ["Between", "Calibration", "Launches", "conformal_multiples", "fit_between", "kind_spread", "network_spread"]
+__all__ = [
+    "Between",
+    "Calibration",
+    "Launches",
+    "Parts",
+    "Spread",
+    "conformal_multiples",
+    "fit_between",
+    "fit_spread",
+    "kind_spread",
+    "parts_of",
+]
 
 Floats = NDArray[np.float64]
 
-SHARED_ERROR = 0.5  # r above
-LAUNCH_SPREAD_S = 1e-6  # of what lies between two kernels
 UNKNOWN_SPREAD = 0.7  # log of a factor of 2: what is assumed of a kind that nobody measured
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 DEFAULT_FLOOR = 0.01  # a network in another process, minutes later, is off by so much at least
+FREEDOM = 4.0  # degrees of, of the t distribution that scaled errors are taken to have
+PRIOR = 0.7  # log of a factor of 2: how far a weight may be from what is expected of it
 
 
 class Launches(NamedTuple):
@@ -97,11 +109,41 @@ class Between:
         return Between(*(factor * getattr(self, field.name) for field in fields(self)))
 
 
+class Parts(NamedTuple):
+    """What a network's spread is made of, before it is weighed."""
+
+    shared: float  # sum over kinds of (spread * share of time)^2
+    own: float  # the same over shapes
+    launches: float  # (launches per second of latency)^2
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the expected size of a network's log error goes with its parts.
+
+    Examples
+    --------
+    >>> round(Spread(floor=0.03, shared=0.5, own=1.0, launch_s=0.0).of(Parts(0.0064, 0.0, 0.0)), 6)  # 3, 4, 5
+    0.05
+    """
+
+    floor: float = DEFAULT_FLOOR  # of a network whose kernels are all known exactly
+    shared: float = 0.7
+    own: float = 0.7
+    launch_s: float = 1e-6  # of what lies between two kernels
+
+    def of(self, parts: Parts) -> float:
+        """The spread of one network."""
+        return sqrt(
+            self.floor**2 + self.shared**2 * parts.shared + self.own**2 * parts.own + self.launch_s**2 * parts.launches
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """How wide an interval has to be."""
 
-    floor: float = DEFAULT_FLOOR  # spread of a network whose kernels are all known exactly
+    spread: Spread = field(default_factory=Spread)
     kinds: Mapping[str, float] = field(default_factory=dict)  # spread of each kind, as a log ratio
     multiples: tuple[tuple[float, float], ...] = ((0.5, 0.7), (0.9, 1.7))  # (coverage, multiple of the spread)
 
@@ -124,40 +166,37 @@ class Calibration:
             return float(multiples[-1] * sqrt((1 - known[-1]) / (1 - coverage)))
         return float(np.interp(coverage, known, multiples))
 
-    def spread(self, kinds: Sequence[str], latencies_s: ArrayLike, shapes: Sequence[int], launches: float) -> float:
-        """`network_spread` with this calibration's kinds; unknown ones count as `UNKNOWN_SPREAD`."""
-        return network_spread(self.kinds, self.floor, kinds, np.asarray(latencies_s, np.float64), shapes, launches)
+    def spread_of(self, kinds: Sequence[str], latencies_s: ArrayLike, shapes: Sequence[int], launches: float) -> float:
+        """Spread of a network of these kernels; arguments as of `parts_of`."""
+        return self.spread.of(parts_of(self.kinds, kinds, np.asarray(latencies_s, np.float64), shapes, launches))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values; `from_dict` reads them back."""
-        return {"floor": self.floor, "kinds": dict(self.kinds), "multiples": [list(pair) for pair in self.multiples]}
+        return {
+            "spread": asdict(self.spread),
+            "kinds": dict(self.kinds),
+            "multiples": [list(pair) for pair in self.multiples],
+        }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Calibration:
         """A calibration from what `to_dict` gave."""
         return cls(
-            float(row["floor"]),
+            Spread(**{field.name: float(row["spread"][field.name]) for field in fields(Spread)}),
             {str(kind): float(spread) for kind, spread in row["kinds"].items()},
             tuple((float(coverage), float(multiple)) for coverage, multiple in row["multiples"]),
         )
 
 
-def network_spread(
-    spreads: Mapping[str, float],
-    floor: float,
-    kinds: Sequence[str],
-    latencies_s: Floats,
-    shapes: Sequence[int],
-    launches: float,
-) -> float:
-    """Expected size of the log error of a network.
+def parts_of(
+    spreads: Mapping[str, float], kinds: Sequence[str], latencies_s: Floats, shapes: Sequence[int], launches: float
+) -> Parts:
+    """What the spread of a network is made of.
 
     Parameters
     ----------
     spreads : mapping
-        Kind -> spread of its held-out log errors.
-    floor : float
-        Spread that stays when every kernel is known.
+        Kind -> spread of its held-out log errors; what is not there counts as `UNKNOWN_SPREAD`.
     kinds : sequence of str, length n
     latencies_s : ndarray, shape (n,)
         What each kernel contributes, in s, its repetitions included.
@@ -168,22 +207,53 @@ def network_spread(
 
     Examples
     --------
-    >>> round(network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [0, 0], 2), 4)
-    0.1
+    Two shapes of one kind take half of the time each:
+
+    >>> [round(value, 4) for value in parts_of({"a": 0.1}, ["a", "a"], np.array([1.0, 1.0]), [0, 1], 4)]
+    [0.01, 0.005, 4.0]
     """
-    total = float(latencies_s.sum())
-    if total <= 0:
-        return max(floor, UNKNOWN_SPREAD)
+    total_s = float(latencies_s.sum())
+    if total_s <= 0:
+        return Parts(UNKNOWN_SPREAD**2, UNKNOWN_SPREAD**2, 0.0)
     of_shape: dict[str, dict[int, float]] = {}
-    for kind, latency_s, shape in zip(kinds, (latencies_s / total).tolist(), shapes, strict=True):
+    for kind, share, shape in zip(kinds, (latencies_s / total_s).tolist(), shapes, strict=True):
         shares = of_shape.setdefault(kind, {})
-        shares[shape] = shares.get(shape, 0.0) + latency_s
-    variance = floor**2 + (launches * LAUNCH_SPREAD_S / total) ** 2
+        shares[shape] = shares.get(shape, 0.0) + share
+    shared = own = 0.0
     for kind, shares in of_shape.items():
-        share = sum(shares.values())
-        own = sum(value**2 for value in shares.values())
-        variance += spreads.get(kind, UNKNOWN_SPREAD) ** 2 * (SHARED_ERROR * share**2 + (1 - SHARED_ERROR) * own)
-    return sqrt(variance)
+        variance = spreads.get(kind, UNKNOWN_SPREAD) ** 2
+        shared += variance * sum(shares.values()) ** 2
+        own += variance * sum(value**2 for value in shares.values())
+    return Parts(shared, own, (launches / total_s) ** 2)
+
+
+def fit_spread(log_errors: ArrayLike, parts: Sequence[Parts], expected: Spread) -> Spread:
+    """The weights that make the errors of held-out composite graphs likeliest.
+
+    Scaled errors are taken to follow Student's t distribution. Each weight is drawn to what is expected of it: few
+    graphs say little, and no graph tells a term that is next to nothing in all of them.
+
+    Parameters
+    ----------
+    log_errors : array_like, shape (n,)
+    parts : sequence of Parts, length n
+    expected : Spread
+    """
+    from scipy.optimize import minimize  # costs half a second, and predicting needs none of it
+
+    if not len(parts):
+        return expected
+    squares = np.asarray(log_errors, np.float64) ** 2
+    design = np.column_stack([np.ones(len(parts)), np.asarray(parts)])
+    start = np.log(astuple(expected))
+
+    def unlikeliness(logs: Floats) -> float:
+        variance = design @ np.exp(2.0 * logs)
+        misses = 0.5 * np.log(variance) + (FREEDOM + 1) / 2 * np.log1p(squares / (FREEDOM * variance))
+        return float(misses.sum() + 0.5 * (((logs - start) / PRIOR) ** 2).sum())
+
+    found = minimize(unlikeliness, start, method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-3, "fatol": 1e-4})
+    return Spread(*(float(value) for value in np.exp(found.x)))
 
 
 def kind_spread(log_errors: Floats, latencies_s: Floats) -> float:

@@ -139,7 +139,7 @@ def steady(network: MeasuredNetwork, usual_reference_s: float) -> list[float]:
     ----------
     network : MeasuredNetwork
     usual_reference_s : float
-        Median of the reference over all rounds of all networks; see `Measurements.usual_reference_s`.
+        What the reference takes on the machine at its usual speed.
 
     Examples
     --------

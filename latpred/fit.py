@@ -19,10 +19,12 @@ from latpred.calibration import (
     Between,
     Calibration,
     Launches,
+    Spread,
     conformal_multiples,
     fit_between,
+    fit_spread,
     kind_spread,
-    network_spread,
+    parts_of,
 )
 from latpred.device import Device, load_toml
 from latpred.errors import ArtefactError
@@ -281,18 +283,17 @@ def _calibrate(
         members.setdefault(row.record, []).append(index)
     graphs = [graph for graph in graphs if graph.record in members]
     if len(graphs) < FEWEST_GRAPHS:
-        return between, Calibration(floor, spreads), None
-    predicted, measured, expected = [], [], []
+        return between, Calibration(Spread(floor), spreads), None
+    predicted, measured, parts = [], [], []
     for graph in graphs:
         inside = members[graph.record]
         # Rows of equal kernels were merged: what is predicted of them is carried over to the whole graph.
         all_s = unseen_s[inside] * (graph.kernels_s / sum(rows[i].latency_s for i in inside))
         predicted.append(between.whole_s(float(all_s.sum()), graph.launches))
         measured.append(graph.whole_s)
-        expected.append(
-            network_spread(
+        parts.append(
+            parts_of(
                 spreads,
-                floor,
                 [rows[i].kernel.kind for i in inside],
                 all_s,
                 [hash(rows[i].group) for i in inside],
@@ -308,8 +309,9 @@ def _calibrate(
     if alike.sum() < FEWEST_GRAPHS:
         alike[:] = True
     log_errors = np.log(np.divide(measured, predicted))
-    multiples = conformal_multiples(log_errors[alike], np.array(expected)[alike])
-    return between, Calibration(floor, spreads, multiples), errors_of(predicted, measured)
+    spread = fit_spread(log_errors[alike], [part for part, a in zip(parts, alike, strict=True) if a], Spread(floor))
+    multiples = conformal_multiples(log_errors[alike], np.array([spread.of(part) for part in parts])[alike])
+    return between, Calibration(spread, spreads, multiples), errors_of(predicted, measured)
 
 
 def _floor_of(meta: Meta) -> float:

@@ -174,7 +174,7 @@ class Predictor:
         warnings += self.estimator.remarks(launched, estimates)
         return _Answer(
             self.estimator.between.whole_s(sum_s, launches),
-            self.estimator.calibration.spread(
+            self.estimator.calibration.spread_of(
                 [k.kind for k in launched],
                 [entry.latency_s for entry in kernels],
                 [hash(kernel_key(k)) for k in launched],

@@ -2,7 +2,8 @@
 
 What is measured of a network is the median over rounds of its latency with the machine's drift cancelled: each round's
 latency is scaled by the usual latency of a reference graph over the reference's latency beside that round. A prediction
-is of the machine as it usually is, not of the minute in which a network happened to run. Latencies as they were
+is of the machine as it was when its predictor was measured, not of the minute or the day in which a network happened to
+run: where the campaign's usual reference is known, and the machine is the same, it is that one. Latencies as they were
 measured stand beside (`raw_`).
 
 The noise floor is told in the measures of the error: every round in turn taken as a prediction of the median of the
@@ -80,7 +81,7 @@ class Validation:
     retest: float  # mean over networks; NaN for one round
     raw_retest: float
     drift: float  # slowest over fastest reference
-    machine_ratio: float | None  # usual reference now over that of the predictor's campaign, where known
+    machine_ratio: float | None  # usual reference now over the campaign's, to which drift is cancelled
     failed: Mapping[str, str]  # name -> why it was not measured, or in fewer rounds than wanted, or not predicted
     warnings: tuple[str, ...] = ()
     misses: tuple[KernelMiss, ...] = ()  # by shape, the dearest first
@@ -244,7 +245,9 @@ def compare(
     MeasurementError
         When no network was both measured and predicted; the text names each with its reason.
     """
-    usual_s = measurements.usual_reference_s
+    mismatches = _mismatches(measurements, predictor)
+    collected_s = None if mismatches else predictor.estimator.reference_s
+    usual_s = collected_s or measurements.usual_reference_s
     compared: list[Compared] = []
     failed = dict(measurements.failed)
     for network in measurements.networks:
@@ -280,9 +283,9 @@ def compare(
         retest=statistics.fmean(one.retest for one in again) if again else nan,
         raw_retest=statistics.fmean(one.raw_retest for one in again) if again else nan,
         drift=max(references_s) / min(references_s),
-        machine_ratio=usual_s / collected_s if (collected_s := predictor.estimator.reference_s) else None,
+        machine_ratio=measurements.usual_reference_s / collected_s if collected_s else None,
         failed=failed,
-        warnings=(*predictor.warnings, *_mismatches(measurements, predictor)),
+        warnings=(*predictor.warnings, *mismatches),
         misses=tuple(misses),
     )
 

@@ -14,10 +14,13 @@ from latpred.calibration import (
     Between,
     Calibration,
     Launches,
+    Parts,
+    Spread,
     conformal_multiples,
     fit_between,
+    fit_spread,
     kind_spread,
-    network_spread,
+    parts_of,
 )
 from latpred.kernels.kernel import Kernel
 from latpred.tensors import Spec
@@ -64,13 +67,27 @@ def test_spread_by_hand() -> None:
     expected = math.sqrt(
         0.02**2
         + (4e6 * 1e-6 / 8.0) ** 2
-        + 0.1**2 * (0.5 * (1 / 2) ** 2 + 0.5 * ((3 / 8) ** 2 + (1 / 8) ** 2))
-        + UNKNOWN_SPREAD**2 * (0.5 * (1 / 2) ** 2 + 0.5 * (1 / 2) ** 2)
+        + 0.1**2 * (0.5 * (1 / 2) ** 2 + 0.8 * ((3 / 8) ** 2 + (1 / 8) ** 2))
+        + UNKNOWN_SPREAD**2 * (0.5 * (1 / 2) ** 2 + 0.8 * (1 / 2) ** 2)
     )
-    assert network_spread({"a": 0.1}, 0.02, kinds, times, [0, 1, 2], 4e6) == pytest.approx(expected)
+    calibration = Calibration(Spread(0.02, 0.5**0.5, 0.8**0.5, 1e-6), {"a": 0.1})
+    assert calibration.spread_of(kinds, times, [0, 1, 2], 4e6) == pytest.approx(expected)
     # two kernels of one shape share their whole error
-    assert network_spread({"a": 0.1}, 0.0, ["a", "a"], np.array([1.0, 1.0]), [5, 5], 0) == pytest.approx(0.1)
-    assert network_spread({}, 0.02, [], np.zeros(0), [], 0) == UNKNOWN_SPREAD
+    assert parts_of({"a": 0.1}, ["a", "a"], np.array([1.0, 1.0]), [5, 5], 0) == pytest.approx((0.01, 0.01, 0.0))
+    assert parts_of({}, [], np.zeros(0), [], 0).shared == UNKNOWN_SPREAD**2
+
+
+@given(st.integers(0, 1000))
+def test_weights_of_the_parts_are_found_again(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = Spread(0.02, 0.3, 1.4, 2e-6)
+    parts = [Parts(*row) for row in np.exp(rng.uniform(np.log([1e-4, 1e-4, 1e7]), np.log([0.1, 0.02, 1e10]), (800, 3)))]
+    errors = rng.standard_t(4, len(parts)) * [truth.of(part) for part in parts]
+    found = fit_spread(errors, parts, Spread(0.01))
+    assert (found.own, found.launch_s) == pytest.approx((1.4, 2e-6), rel=0.35)
+    spreads = np.array([found.of(part) / truth.of(part) for part in parts])
+    assert np.median(spreads) == pytest.approx(1.0, rel=0.1)
+    assert fit_spread([], [], truth) == truth
 
 
 def test_few_samples_leave_a_kind_uncertain() -> None:
@@ -84,7 +101,7 @@ def test_conformal_intervals_cover_new_networks(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     spreads = rng.uniform(0.01, 0.3, count)
     multiples = conformal_multiples(rng.standard_t(4, count) * spreads, spreads)
-    calibration = Calibration(0.02, {}, multiples)
+    calibration = Calibration(Spread(0.02), {}, multiples)
     new_spreads = rng.uniform(0.01, 0.3, 4000)
     truth = np.exp(rng.standard_t(4, 4000) * new_spreads)
     low, high = np.array([calibration.interval_s(1.0, s, 0.8) for s in new_spreads]).T
@@ -93,7 +110,7 @@ def test_conformal_intervals_cover_new_networks(count: int, seed: int) -> None:
 
 
 def test_multiples_grow_with_coverage_and_survive_json() -> None:
-    calibration = Calibration(0.02, {"a": 0.1}, conformal_multiples(np.linspace(0.01, 1, 99), np.ones(99)))
+    calibration = Calibration(Spread(0.02), {"a": 0.1}, conformal_multiples(np.linspace(0.01, 1, 99), np.ones(99)))
     values = [calibration.multiple(c) for c in (0.05, 0.3, 0.5, 0.8, 0.9, 0.98, 0.999)]
     assert values == sorted(values)
     assert values[0] > 0

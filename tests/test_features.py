@@ -280,8 +280,8 @@ def test_more_work_or_a_colder_cache_is_never_faster(flops: int, moved: int, reu
 
 def test_every_kind_that_the_views_name_exists() -> None:
     convolutions = ("", "-pointwise", "-depthwise", "-grouped", "-stem", "-unblocked", "-unblocked-grouped",
-                    "-quantized-grouped")  # fmt: skip
-    known = {*KINDS, *(f"conv{suffix}" for suffix in convolutions)}
+                    "-quantized-grouped", "-quantized-by-group")  # fmt: skip
+    known = {*KINDS, "power", *(f"conv{suffix}" for suffix in convolutions)}
     assert known == {*VIEWS_OF_KIND} | {
         "unary", "transcendental", "gelu", "cast", "quantize", "fill", "fourier", "view", "control", "sequence"
     }  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from latpred.collect.graph_builder import GraphBuilder, Value
-from latpred.collect.layers import reshape, transpose, unsqueeze
+from latpred.collect.layers import reshape, split, squeeze, transpose, unsqueeze
 
 __all__ = ["indexing"]
 
@@ -108,6 +108,56 @@ def _axis_by_axis(b: GraphBuilder) -> None:
     b.op("Gather", y, b.constant(index), axis=len(shape) - 1)
 
 
+def _disentangled(b: GraphBuilder) -> None:
+    """Scores against relative positions, brought to the pair of tokens that each is for: along the last axis."""
+    heads, tokens = int(b.choose([2, 4, 6, 8, 12])), int(b.choose([16, 32, 48, 64, 96, 128, 192, 256]))
+    spans = int(b.choose([2 * tokens, tokens, 128, 512]))
+    while heads > 1 and heads * tokens * max(spans, tokens) > MAX_ELEMENTS:
+        heads //= 2
+    picks = np.clip(np.subtract.outer(np.arange(tokens), np.arange(tokens)) + spans // 2, 0, spans - 1)
+    index = b.constant(np.broadcast_to(picks, (1, heads, tokens, tokens)).copy())
+    y = b.op("GatherElements", _fresh(b, (1, heads, tokens, spans)), index, axis=3)
+    if b.chance(0.5):
+        transpose(b, y, (0, 1, 3, 2))
+
+
+def _sampled_points(b: GraphBuilder) -> None:
+    """Deformable attention: a few points a query and head, read out of image features, one level after another."""
+    if b.style.opset < 16:
+        return
+    batch = int(b.choose([1, 4, 8, 8]))
+    channels, side = int(b.choose([16, 32, 32, 64])), int(b.choose([16, 20, 32, 40, 64]))
+    queries, points = int(b.choose([100, 300, side * side])), int(b.choose([1, 4, 4]))
+    while queries > 8 and batch * channels * queries * points > MAX_ELEMENTS:
+        queries //= 2
+    mode = "bilinear" if b.style.opset < 20 else "linear"
+    for level in range(int(b.choose([1, 3, 3]))):
+        size = max(2, side >> level)
+        grid = b.op("Tanh", b.input((batch, queries, points, 2)))
+        y = b.op("GridSample", _fresh(b, (batch, channels, size, size)), grid, mode=mode, align_corners=0)
+        b.op("Mul", y, b.op("Sigmoid", b.input((batch, 1, queries, points))))
+
+
+def _unrolled(b: GraphBuilder) -> None:
+    """A recurrence written out step by step: sequences cut into their steps, a state that each of them renews."""
+    steps = int(b.choose([8, 16, 24, 32, 64]))
+    width, states = int(b.choose([32, 64, 128, 256, 384, 768])), int(b.choose([1, 8, 16, 16]))
+    while width > 8 and width * steps * states > MAX_ELEMENTS // 2:
+        width //= 2
+    decay, drive = _fresh(b, (1, width, steps, states)), _fresh(b, (1, width, steps, states))
+    if b.chance(0.5):
+        cut = [[squeeze(b, part, [2]) for part in split(b, x, [1] * steps, 2)] for x in (decay, drive)]
+    else:
+        cut = [[b.op("Gather", x, b.constant(i), axis=2) for i in range(steps)] for x in (decay, drive)]
+    state = cut[1][0]
+    seen = []
+    for factor, term in zip(*cut, strict=True):
+        state = b.op("Add", b.op("Mul", factor, state), term)
+        seen.append(unsqueeze(b, b.op("MatMul", state, b.input((1, states, 1))), [2]) if b.chance(0.5) else state)
+    same = [value for value in seen if value.shape == seen[-1].shape]
+    b.op("Concat", *same, axis=1)
+
+
 PATTERNS: tuple[tuple[Callable[[GraphBuilder], None], float], ...] = (
     (_unfold, 2.5),
     (_position_bias, 3),
@@ -115,6 +165,9 @@ PATTERNS: tuple[tuple[Callable[[GraphBuilder], None], float], ...] = (
     (_short_runs, 3),
     (_token_choice, 1.5),
     (_axis_by_axis, 1),
+    (_disentangled, 1.5),
+    (_sampled_points, 1),
+    (_unrolled, 0.7),
 )
 
 

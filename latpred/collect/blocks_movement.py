@@ -240,7 +240,7 @@ def resampling(b: GraphBuilder, limit_s: float) -> None:
         x = b.input((batch, min(channels, 64), side, side))
         x = convolution(b, x, channels, 1, norm=False, bias=True) if b.chance(0.6) else b.op("Neg", x)
         kind = b.choose(
-            ["resize", "max", "average", "global", "depth", "space", "lp", "unpool"], [6, 4, 4, 1, 1, 0.7, 0.2, 0.3]
+            ["resize", "max", "average", "global", "depth", "space", "lp", "unpool"], [5, 4, 4.5, 1, 2, 1.4, 0.3, 0.3]
         )
         if kind == "resize":
             mode = b.choose(["nearest", "linear", "cubic"], [4, 5, 1])

@@ -71,7 +71,8 @@ def _mish(b: GraphBuilder, x: Value) -> Value:
 
 
 def _prelu(b: GraphBuilder, x: Value) -> Value:
-    slope = b.weight((x.shape[1], *(1,) * (len(x.shape) - 2)), 0.05, 0.25)
+    shared = b.chance(0.4)
+    slope = b.weight((1 if shared else x.shape[1], *(1,) * (len(x.shape) - 2)), 0.05, 0.25)
     return b.op("PRelu", x, slope)
 
 

@@ -74,7 +74,9 @@ def draw_style(rng: np.random.Generator) -> Style:
     True
     """
     tracing = bool(rng.random() < 0.65)
-    opsets, shares = ((11, 12, 13, 14, 16, 17), (0.1, 0.05, 0.15, 0.1, 0.1, 0.5)) if tracing else ((18, 20), (0.7, 0.3))
+    opsets, shares = (
+        ((11, 12, 13, 14, 16, 17), (0.1, 0.05, 0.15, 0.1, 0.1, 0.5)) if tracing else ((18, 20), (0.55, 0.45))
+    )
     return Style(
         opset=int(rng.choice(opsets, p=shares)),
         linear=str(rng.choice(["matmul", "gemm"], p=[0.85, 0.15] if tracing else [0.55, 0.45])),

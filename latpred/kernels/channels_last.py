@@ -26,8 +26,6 @@ def channels_last(graph: WorkingGraph, rules: RuleBook) -> None:
         if conv.attributes.get("channels_last") or graph.tensors[conv.inputs[0]].dtype not in EIGHT_BIT:
             continue
         conv.attributes["channels_last"] = 1
-        if _differ(graph, conv.inputs[5]):
-            conv.attributes["zero_points"] = "unequal"
         graph.retype(conv, "QLinearConv", MICROSOFT)
         pusher.heir = None
         pusher.push_through(conv, [0], _to_channels_first(rank))
@@ -38,12 +36,6 @@ def channels_last(graph: WorkingGraph, rules: RuleBook) -> None:
         if graph.alive(node):
             pusher.visit(node)
     requantize_transposed(graph, rules)
-
-
-def _differ(graph: WorkingGraph, name: str) -> bool:
-    """Whether elements of a tensor are known to differ."""
-    tensor = graph.tensors.get(name)
-    return tensor is not None and tensor.value is not None and len(set(tensor.value.reshape(-1).tolist())) > 1
 
 
 def _to_channels_first(rank: int) -> Permutation:

@@ -19,7 +19,7 @@ from latpred.kernels.elimination import drop_no_ops, fold_constants, share_subex
 from latpred.kernels.functions import inline_functions
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.kernel import Context, Kernel, Work
-from latpred.kernels.kinds import KINDS, kind_of
+from latpred.kernels.kinds import KINDS, kind_of, runtime_attributes
 from latpred.kernels.residency import IN_PLACE, Touch, distances
 from latpred.kernels.transposes import push_transposes, push_transposes_on_cpu
 from latpred.kernels.work import ABSENT, COUNTED, FREE, traffic_of, work_of
@@ -238,6 +238,10 @@ def _rough_cost(launches: Iterable[_Launch]) -> int:
 def _launch(node: Node, working: WorkingGraph, scope: str, repeat: int) -> _Launch:
     inputs = tuple([_spec(working, name) for name in node.inputs])
     outputs = tuple([_spec(working, name) for name in node.outputs if name])
+    opset = working.opsets.get("", 1)
+    more = runtime_attributes(node.op_type, node.domain, opset, lambda index: working.values(node.inputs[index]))
+    if more:
+        node.attributes = {**node.attributes, **more}
     work = (
         work_of(node.op_type, node.domain, inputs, outputs, node.attributes, node.epilogue)
         if node.op_type in COUNTED

@@ -45,6 +45,7 @@ VIEWS_OF_KIND: Mapping[str, Views] = {
     "conv-quantized": _LOWERED,
     "conv-quantized-grouped": _LOWERED,
     "conv-quantized-by-group": _LOWERED,
+    "conv-integer": _LOWERED,
     "conv-deformable": _LOWERED,
     "conv-transpose": {"window": arithmetic.window, "product": arithmetic.transposed_convolution_product},
     "gemm": _PRODUCT,
@@ -55,12 +56,15 @@ VIEWS_OF_KIND: Mapping[str, Views] = {
     "recurrent": {"recurrence": arithmetic.recurrence, "product": arithmetic.recurrence_product},
     "softmax": _ALONG_AXIS,
     "sort": _ALONG_AXIS,
+    "cumulative": _ALONG_AXIS,
     "layer-norm": {"rows": memory.trailing_axes},
     "batch-norm": _SPATIAL,
     "instance-norm": _SPATIAL,
     "global-pool": _SPATIAL,
     "reduce": {"rows": memory.reduction},
     "pool": _WINDOW,
+    "pool-general": _WINDOW,
+    "pool-quantized": _WINDOW,
     "resize": _RESIZE,
     "sample": _RESIZE,
     "shuffle": _RESIZE,
@@ -74,6 +78,8 @@ VIEWS_OF_KIND: Mapping[str, Views] = {
     "gather": _LOOKUP,
     "scatter": _LOOKUP,
     "binary": _BROADCAST,
+    "power": _BROADCAST,
+    "prelu": _BROADCAST,
     "binary-quantized": _BROADCAST,
     "where": _BROADCAST,
     "rotary": _BROADCAST,
@@ -82,7 +88,6 @@ VIEWS_OF_KIND: Mapping[str, Views] = {
 # Where an op's loop is not that of its kind.
 VIEWS_OF_OP: Mapping[str, Views] = {
     "QLinearConcat": _COPY,
-    "CumSum": _ALONG_AXIS,
     "LpNormalization": _ALONG_AXIS,
 }
 

@@ -222,6 +222,11 @@ class WorkingGraph:
             return None
         return float(tensor.value.reshape(-1)[0])
 
+    def values(self, name: str) -> list[float] | None:
+        """All values of a small constant, else None."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None or tensor.value is None else tensor.value.reshape(-1).tolist()
+
     def sole_use(self, name: str) -> Node | None:
         """The only consumer of a tensor that is no graph output, else None."""
         users = self.uses.get(name, ())

@@ -189,7 +189,10 @@ def _summary(validation: Validation) -> str:
         lines.append("noise floor: unknown, two rounds are needed")
     lines.append(f"drift: the slowest reference took {validation.drift:.2f} times the fastest")
     if validation.machine_ratio is not None:
-        lines.append(f"the reference takes {validation.machine_ratio:.2f} times what it took in the campaign")
+        lines.append(
+            f"the reference takes {validation.machine_ratio:.2f} times what it took in the campaign, and drift is "
+            "cancelled to the campaign's speed"
+        )
     if validation.kernels_above_20us:
         large = validation.kernels_above_20us
         lines.append(
