@@ -15,6 +15,7 @@ __all__ = [
     "MeasurementError",
     "ModelError",
     "ShapeError",
+    "SurgeryError",
     "UnsupportedError",
 ]
 
@@ -37,6 +38,10 @@ class DimensionError(InputError):
 
 class ShapeError(InputError):
     """A tensor's shape stays unknown after inference and constant propagation."""
+
+
+class SurgeryError(InputError):
+    """The graph cannot be rewritten as asked; the text says what stands in the way."""
 
 
 class DeviceError(InputError):

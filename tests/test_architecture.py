@@ -19,6 +19,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("packing", "store", "metrics", "home", "forest", "analytical", "calibration", "law"),
     ("collect", "regressor"),
     ("bundle", "prediction", "estimators", "predictor", "fit"),
+    ("surgery",),
+    ("decide",),
     ("pipeline", "comparison", "validation"),
     ("report",),
     ("arguments", "cli", "__main__"),

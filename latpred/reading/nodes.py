@@ -20,6 +20,7 @@ __all__ = [
     "copied",
     "domain_of",
     "in_order",
+    "names_read",
     "parse",
     "rename",
 ]
@@ -190,7 +191,7 @@ def _sorted(nodes: Sequence[ParsedNode], known: Callable[[str], bool]) -> list[P
     waiting: list[int] = []
     users: list[list[int]] = [[] for _ in nodes]
     for index, node in enumerate(nodes):
-        read = {name for name in _names_read(node.proto) if name}
+        read = {name for name in names_read(node.proto) if name}
         for name in node.inputs:
             if name and name not in producer and not known(name):
                 raise ModelError(
@@ -219,14 +220,14 @@ def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, those that its bodies take from outside included."""
     yield from node.input
     for graph in _graphs(node):
         own = {value.name for value in graph.input} | {stored.name for stored in graph.initializer}
         own.update(name for inner in graph.node for name in inner.output)
         for inner in graph.node:
-            yield from (name for name in _names_read(inner) if name not in own)
+            yield from (name for name in names_read(inner) if name not in own)
         yield from (value.name for value in graph.output if value.name not in own)
 
 

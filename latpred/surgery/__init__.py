@@ -1,0 +1,1 @@
+"""An option as a rewritten graph: what is predicted is what runs."""
