@@ -1,0 +1,370 @@
+"""What decides while a network runs: one search in a sorted list for each decision.
+
+The rule of the built-in policies is to take the best option of which
+
+    mean * slow-down * (1 + z * spread) <= time left,   spread^2 = own variances / mean^2 + shared variance
+
+holds with all that follows. `z` is learned from met and missed deadlines (`conformal`), the slow-down and the shared
+variance from timed pieces (`slowdown`). Thresholds are computed once, with the `z` and the variance of the beginning;
+later ones change the factor (1 + z * spread) alone, by the own variance of the point's most useful way. Where `z` is
+negative, the factor is 1 / (1 - z * spread): never below zero, however large the spread.
+
+A gate is state of one stream of inferences: use one for each thread. The table is shared.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from copy import copy
+from itertools import islice, pairwise
+from math import inf, isfinite, sqrt
+
+from latpred.decide.chain import chain_of
+from latpred.decide.conformal import AdaptiveQuantile
+from latpred.decide.forecast import Planned, Remaining, bounds_s, expected_s, followed, probability_within
+from latpred.decide.names import Names, Rates
+from latpred.decide.observation import Observation, Policy
+from latpred.decide.policy import POLICIES
+from latpred.decide.slowdown import SlowDown
+from latpred.decide.table import Table, Utilities
+from latpred.decide.ways import Margin
+from latpred.errors import InputError
+
+__all__ = ["Gate"]
+
+JITTER_S = 2e-6  # what starting a piece and reading a clock scatter by
+
+
+class Gate:
+    """Decisions under one deadline; made by `Table.gate`.
+
+    Attributes
+    ----------
+    points : tuple of str
+    options : mapping of str or int to tuple of str
+        Names of a point's options, by the point's name or number.
+    not_worth : tuple of str
+        Points whose options save less than deciding costs: answered `keep` without looking.
+    confidence : float
+
+    Examples
+    --------
+    >>> from latpred.decide.costs import Costs, Duration, OptionCosts, PointCosts
+    >>> from latpred.decide.table import compile_table
+    >>> keep, skip = OptionCosts("keep", "keep", Duration(0.004), 1.0), OptionCosts("skip", "skip", Duration(0.0), 0.7)
+    >>> point = PointCosts("layer3", Duration(0.002), (keep, skip))
+    >>> table = compile_table(Costs("model", "device", (point,), Duration(0.001), shared_spread=0.03))
+    >>> gate = table.gate(deadline_s=0.008, confidence=0.99, clock=None)
+    >>> gate.begin()
+    >>> gate.spent(0.002)
+    >>> gate.decide("layer3")  # 0.005 s to go in 0.006 s
+    0
+    >>> gate.spent(0.003)
+    >>> gate.options["layer3"][gate.decide("layer3")]  # 0.005 s in 0.005 s would be a gamble
+    'skip'
+    """
+
+    __slots__ = (
+        "_bounds_s",
+        "_chain",
+        "_clock",
+        "_deadline_s",
+        "_ends_at",
+        "_expected",
+        "_frequency_hz",
+        "_last",
+        "_limited",
+        "_names",
+        "_observed",
+        "_plans",
+        "_policy",
+        "_quantile",
+        "_slow",
+        "_table",
+        "_taken",
+        "_utility",
+        "confidence",
+        "not_worth",
+        "options",
+        "points",
+    )
+
+    def __init__(
+        self,
+        table: Table,
+        deadline_s: float,
+        confidence: float,
+        utilities: Utilities | None,
+        policy: str | Policy,
+        clock: Callable[[], float] | None,
+    ) -> None:
+        if not 0.0 < confidence < 1.0:
+            raise InputError(f"a confidence must lie between 0 and 1, got {confidence}: 0.99 is 99 %")
+        if not callable(policy) and policy not in POLICIES:
+            raise InputError(f"a policy must be {', '.join(POLICIES)} or a function, got {policy!r}")
+        self.deadline_s = deadline_s
+        self.confidence = confidence
+        self._names = Names(table)
+        self.points = table.points
+        self.options = self._names.options
+        self._table = table
+        utility = table.utility_of(utilities)
+        self._chain = chain_of(table, utility)
+        self._slow = SlowDown(table.shared_spread, table.noise_spread)
+        self._quantile = AdaptiveQuantile(confidence)
+        margin = Margin(self._quantile.z, self._slow.variance)
+        plans = POLICIES[policy if isinstance(policy, str) else "optimal"](self._chain, margin)
+        # Plain tuples, by number and by name: either costs one look-up.
+        self._plans = self._names.by_either(plan[:] for plan in plans)
+        self._policy = policy if callable(policy) else None
+        self.not_worth = tuple(name for name, worth in zip(table.points, self._chain.decided, strict=True) if not worth)
+        rows = table.first_option.tolist()
+        means_s = table.mean_s.tolist()
+        variances = [
+            (v + JITTER_S**2) / m**2 if m > 0.0 else 0.0
+            for m, v in zip(means_s, table.variance_s2.tolist(), strict=True)
+        ]
+        expected = zip(means_s, variances, strict=True)
+        self._expected = self._names.by_either(
+            (number, list(islice(expected, len(names)))) for number, names in enumerate(table.options)
+        )
+        self._utility = [utility[a:b].tolist() for a, b in pairwise(rows)]
+        self._bounds_s = bounds_s(self._chain)
+        self._taken = [0] * len(table.points)
+        self._frequency_hz = table.frequency_hz
+        self._clock: Callable[[], float] = clock if clock is not None else _stopped
+        self._last = 0
+        self.begin()
+
+    @property
+    def deadline_s(self) -> float:
+        """From the beginning of an inference to its end; a new one holds from the next `begin` on."""
+        return self._deadline_s
+
+    @deadline_s.setter
+    def deadline_s(self, deadline_s: float) -> None:
+        if not (deadline_s > 0.0 and isfinite(deadline_s)):
+            raise InputError(f"a deadline must be positive and finite, got {deadline_s} s: give it in seconds")
+        self._deadline_s = float(deadline_s)
+
+    @property
+    def frequency_hz(self) -> float | None:
+        """Clock of the device; setting another one rescales all times at once. None where the table has none."""
+        return self._frequency_hz or None
+
+    @frequency_hz.setter
+    def frequency_hz(self, frequency_hz: float) -> None:
+        if not (frequency_hz > 0.0 and isfinite(frequency_hz)):
+            raise InputError(f"a clock must be positive and finite, got {frequency_hz} Hz")
+        if self._frequency_hz:
+            self._slow.rescale(self._frequency_hz / frequency_hz)
+        self._frequency_hz = float(frequency_hz)
+
+    @property
+    def slowdown(self) -> float:
+        """Actual over predicted time, as tracked."""
+        return self._slow.factor
+
+    @property
+    def z(self) -> float:
+        """Standard deviations kept as a margin, as learned."""
+        return self._quantile.z
+
+    def begin(self) -> None:
+        """Start an inference: its time runs from now."""
+        self._ends_at = self._clock() + self._deadline_s
+        self._limited = False
+        self._observed = False
+
+    def spent(self, elapsed_s: float) -> None:
+        """Say that the inference began `elapsed_s` seconds ago."""
+        self._ends_at = self._clock() + self._deadline_s - elapsed_s
+
+    def decide(self, point: int | str, observation: Observation | None = None) -> int:
+        """The option to take at a point, now.
+
+        Parameters
+        ----------
+        point
+            Its number (faster) or name.
+        observation
+            What a policy of the caller's own is asked with; the built-in ones do not look at it.
+
+        Returns
+        -------
+        int
+            Index of the option; `Gate.options` has its name. Where nothing fits, the fastest.
+
+        Raises
+        ------
+        InputError
+            When there is no such point, or the caller's policy gives no option of it.
+        """
+        try:
+            number, thresholds_s, choices, own_variance, switch_s = self._plans[point]
+        except (KeyError, TypeError):
+            self._names.refuse(point)
+        self._last = number
+        if self._policy is not None:
+            option = self._asked(number, observation)
+        elif not thresholds_s:
+            option = choices[0]
+        else:
+            slow = self._slow
+            margin = self._quantile.z * sqrt(own_variance + slow.variance)
+            left_s = (self._ends_at - self._clock()) / slow.factor
+            budget_s = left_s / (1.0 + margin) if margin >= 0.0 else left_s * (1.0 - margin)
+            option = choices[bisect_right(thresholds_s, budget_s)]
+            if switch_s and option != self._taken[number]:
+                option = choices[bisect_right(thresholds_s, budget_s - switch_s)]
+            if option != choices[-1]:
+                self._limited = True
+        self._taken[number] = option
+        return option
+
+    def observe(self, point: int | str, actual_s: float) -> None:
+        """Say how long the option that was decided at a point took.
+
+        Raises
+        ------
+        InputError
+            When there is no such point, or the time is not positive and finite.
+        """
+        try:
+            number, expected = self._expected[point]
+        except (KeyError, TypeError):
+            self._names.refuse(point)
+        predicted_s, own_variance = expected[self._taken[number]]
+        if predicted_s > 0.0:
+            self._slow.update(actual_s, predicted_s, own_variance)
+            self._observed = True
+
+    def finish(self, elapsed_s: float | None = None) -> bool:
+        """End an inference: learn from its whole time, and from whether it met its deadline.
+
+        Parameters
+        ----------
+        elapsed_s
+            Since it began; None asks the clock.
+
+        Returns
+        -------
+        bool
+            Whether the deadline was met.
+
+        Raises
+        ------
+        InputError
+            When the time is not positive and finite.
+        """
+        if elapsed_s is None:
+            elapsed_s = self._clock() - self._ends_at + self._deadline_s
+        if not self._observed:
+            path = followed(self._table, self._chain, lambda number, _: self._taken[number])
+            if path.mean_s > 0.0:
+                self._slow.update(elapsed_s, path.mean_s, path.variance_s2 / path.mean_s**2)
+        if not 0.0 < elapsed_s < inf:
+            raise InputError(f"an inference takes a positive and finite time, got {elapsed_s} s")
+        missed = elapsed_s > self._deadline_s
+        least_s = self._slow.factor * (self._chain.trunk_mean_s[0] + self._bounds_s[0][0])
+        self._quantile.update(missed, self._limited, possible=least_s <= self._deadline_s)
+        return not missed
+
+    def remaining_s(self, point: int | str, rates: Rates | None = None) -> Remaining:
+        """How long it takes from a point's decision to the end, at the present slow-down.
+
+        Parameters
+        ----------
+        point
+        rates
+            Point -> option -> share of the inferences that take it; what is not named is kept.
+
+        Returns
+        -------
+        Remaining
+            The least and the most that options allow, and the expectation under `rates`, in s.
+
+        Raises
+        ------
+        InputError
+            When a point or an option is unknown, or shares of a point are negative or above 1 together.
+        """
+        number = self._names.number(point)
+        least_s, most_s = self._bounds_s[number]
+        factor = self._slow.factor
+        expectation_s = expected_s(self._chain, number, self._names.shares(rates or {}))
+        return Remaining(factor * least_s, factor * most_s, factor * expectation_s)
+
+    def probability(self, option: int | str, point: int | str | None = None) -> float:
+        """Chance to meet the deadline when an option is taken now, and the policy goes on as planned.
+
+        A policy of the caller's own cannot be asked ahead: ``"optimal"`` stands for it.
+
+        Parameters
+        ----------
+        option
+            Its index or name.
+        point
+            Where it is taken; None is the point that was decided last, at first the first one.
+
+        Raises
+        ------
+        InputError
+            When there is no such point or option.
+        """
+        number = self._last if point is None else self._names.number(point)
+        index = self._names.option(number, option)
+        return self._planned(number, self._ends_at - self._clock(), index).probability
+
+    def planned(self, point: int | str | None = None) -> Planned:
+        """What the policy would do from now on, were all times as expected.
+
+        A policy of the caller's own cannot be asked ahead: ``"optimal"`` stands for it.
+
+        Parameters
+        ----------
+        point
+            The decision that is due now; None is the beginning of an inference, before the first trunk piece.
+
+        Raises
+        ------
+        InputError
+            When there is no such point.
+        """
+        if point is not None:
+            return self._planned(self._names.number(point), self._ends_at - self._clock())
+        return self._planned(None, self._deadline_s)
+
+    def _planned(self, start: int | None, left_s: float, forced: int | None = None) -> Planned:
+        slow = self._slow
+        ahead = copy(self)  # decides as this gate would, on a time of its own
+        ahead._clock, ahead._policy, ahead._taken = _stopped, None, self._taken.copy()
+
+        def choose(number: int, elapsed_s: float) -> int:
+            if forced is not None and number == start:
+                return forced
+            ahead._ends_at = left_s - slow.factor * elapsed_s
+            return ahead.decide(number)
+
+        path = followed(self._table, self._chain, choose, start, self._taken)
+        numbers = range(start or 0, len(self.points))
+        taken = list(zip(numbers, path.options, strict=False))
+        return Planned(
+            tuple(self.options[number][option] for number, option in taken),
+            slow.factor * path.mean_s,
+            sum(self._utility[number][option] for number, option in taken),
+            probability_within(left_s / slow.factor, path.mean_s, path.variance_s2, slow.variance),
+        )
+
+    def _asked(self, number: int, observation: Observation | None) -> int:
+        assert self._policy is not None
+        if observation is None:
+            elapsed_s = self._clock() - self._ends_at + self._deadline_s
+            observation = Observation(self.points[number], latency_s=elapsed_s)
+        return self._names.option(number, self._policy(observation))
+
+
+def _stopped() -> float:
+    """A clock that stands still: only `Gate.spent` moves time."""
+    return 0.0

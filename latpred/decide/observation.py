@@ -1,0 +1,46 @@
+"""What an engine perceives at a decision point, and what a policy is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Observation", "Policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What is known when a decision is due; an engine fills in what it has.
+
+    Attributes
+    ----------
+    point : str
+        Where the decision is due.
+    features : mapping of str to number or array
+        Summaries of feature maps: pooled means, share of zeros.
+    latency_s : float or None
+        Time since the inference began.
+    predicted_s : float or None
+        What had been predicted for that.
+    resident_bytes : int or None
+    clock_hz : float or None
+    sensors : mapping of str to float
+        Temperature, power, whatever the caller reads.
+
+    Examples
+    --------
+    >>> Observation("layer3", {"mean": 0.4}, latency_s=0.0021, predicted_s=0.0020).features["mean"]
+    0.4
+    """
+
+    point: str
+    features: Mapping[str, Any] = field(default_factory=dict)
+    latency_s: float | None = None
+    predicted_s: float | None = None
+    resident_bytes: int | None = None
+    clock_hz: float | None = None
+    sensors: Mapping[str, float] = field(default_factory=dict)
+
+
+Policy = Callable[[Observation], int | str]  # -> index or name of an option
