@@ -83,6 +83,9 @@ def test_another_deadline_holds_from_the_next_inference_on() -> None:
     assert taken(gate, 1) == "skip"
     gate.deadline_s = 0.0200
     assert taken(gate, 1) == "skip"
+    gate.spent(0.006)
+    assert taken(gate, 1) == "skip"
+    assert gate.finish(0.015) is False
     gate.begin()
     gate.spent(0.006)
     assert taken(gate, 1) == "keep"
@@ -226,6 +229,29 @@ def test_an_engine_without_pieces_learns_from_whole_inferences() -> None:
     assert gate.finish(0.03) is False
 
 
+def test_the_whole_counts_where_little_of_it_was_timed() -> None:
+    """Of 11 ms, 4 ms are timed as predicted, the whole takes 16.5 ms; of 11 ms, 8 ms are."""
+    little, much = (TABLE.gate(0.02, 0.9, clock=None) for _ in range(2))
+    for _ in range(40):
+        for gate, timed in ((little, (0,)), (much, (0, 1))):
+            gate.begin()
+            gate.decide(0), gate.decide(1)
+            for point in timed:
+                gate.observe(point, 0.004)
+            gate.finish(0.0165)
+    assert little.slowdown > 1.1
+    assert much.slowdown == pytest.approx(1.0, abs=0.01)
+
+
+def test_an_exit_ends_what_is_expected_of_the_whole() -> None:
+    gate = TABLE.gate(0.02, 0.9, policy=lambda observation: "keep" if observation.point == "p0" else "exit", clock=None)
+    for _ in range(5):
+        gate.begin()
+        gate.decide(0), gate.decide(1)
+        gate.finish(0.001 + 0.004 + 0.001)
+    assert gate.slowdown == pytest.approx(1.0)
+
+
 def test_the_clock_ends_an_inference_too() -> None:
     clock = Clock()
     gate = TABLE.gate(0.012, 0.9, clock=clock)
@@ -272,6 +298,18 @@ def test_a_policy_of_ones_own() -> None:
             gate.decide(1)
 
 
+def test_a_gate_network_s_utilities_hold_for_one_decision() -> None:
+    gate = TABLE.gate(0.0095, 0.5, clock=None)
+    gate.spent(0.001)
+    assert taken(gate, "p0") == "skip"  # then keep: 1.5 in 7 ms; the other way round 1.4
+    eager = Observation("p0", utilities=[1.2, 0.5])
+    assert gate.decide("p0", eager) == 0  # 1.2 + 0.4
+    gate.spent(0.005)
+    assert gate.decide("p0", eager) == 1  # 4.5 ms left: 4 + 1 does not fit
+    gate.spent(0.001)
+    assert taken(gate, "p0") == "skip"
+
+
 def missing(point: str, name: str | None = None) -> dict[str, dict[str, float]]:
     utilities = TABLE.utilities()
     if name is None:
@@ -308,6 +346,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "decide": (lambda: TABLE.gate(1.0, 0.9).decide("p9"), "points p0, p1 .* got 'p9'"),
     "decide below": (lambda: TABLE.gate(1.0, 0.9).decide(-1), "points p0, p1 .* got -1"),
     "decide list": (lambda: TABLE.gate(1.0, 0.9).decide([0]), "got \\[0\\]"),  # type: ignore[arg-type]
+    "utilities of one input": (
+        lambda: TABLE.gate(1.0, 0.9).decide(1, Observation("p1", utilities=[1.0])),
+        "has 3 options to weigh, the observation gave 1 utilities",
+    ),
     "observe": (lambda: TABLE.gate(1.0, 0.9).observe(2, 1.0), "points p0, p1 .* got 2"),
     "observe time": (lambda: TABLE.gate(1.0, 0.9).observe(0, -1.0), "positive and finite, got -1.0 s"),
     "finish time": (lambda: TABLE.gate(1.0, 0.9).finish(nan), "positive and finite, got nan s"),

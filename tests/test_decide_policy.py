@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from latpred.decide.chain import chain_of
 from latpred.decide.costs import Costs
+from latpred.decide.observation import Observation
 from latpred.decide.policy import pareto
 from latpred.decide.table import Table, compile_table
-from latpred.decide.ways import Margin, ways_on
+from latpred.decide.ways import Margin, best_after
 
 CLOSE = 1e-9
 
@@ -61,6 +62,30 @@ def test_optimal_is_the_best_path_that_fits(given_costs: Costs, left_s: float, c
         return
     best = max(way.utility for way in fitting)
     assert max(way.utility for way in fitting if way.options[0] == chosen) >= best - CLOSE
+
+
+@settings(max_examples=150)
+@given(small_costs(), st.floats(0.0, 0.04), st.lists(st.integers(-3, 5), min_size=3, max_size=3))
+def test_utilities_of_one_input_count_now_and_the_gate_s_own_later(
+    given_costs: Costs, left_s: float, worth: list[int]
+) -> None:
+    table = compile_table(given_costs)
+    gate = table.gate(1.0, 0.9, clock=None)
+    gate.spent(1.0 - left_s)
+    assume("p0" not in gate.not_worth)
+    z, variance = first_margin(table, 0.9)
+    own = list(table.utilities()["p0"].values())
+    paths = allowed(table, gate.not_worth, 0)
+    needs_s = [way.need_s(z, variance) for way in paths]
+    assume(all(abs(need_s - left_s) > CLOSE for need_s in needs_s))
+    totals = [way.utility - own[way.options[0]] + worth[way.options[0]] for way in paths]
+    chosen = gate.decide(0, Observation("p0", utilities=worth[: len(own)]))
+    fitting = [(t, way) for t, way, need_s in zip(totals, paths, needs_s, strict=True) if need_s < left_s]
+    if not fitting:
+        assert chosen == gate.decide(0)
+        return
+    best = max(total for total, _ in fitting)
+    assert max(total for total, way in fitting if way.options[0] == chosen) >= best - CLOSE
 
 
 @settings(max_examples=150)
@@ -122,7 +147,7 @@ def test_the_grid_loses_little() -> None:
     table = compile_table(random_costs(np.random.default_rng(4), points=16, options=8))
     chain = chain_of(table, table.utility)
     margin = Margin(2.33, 0.04**2)
-    coarse, fine = ways_on(chain, margin)[0], ways_on(chain, margin, limit=8192)[0]
+    coarse, fine = best_after(chain, margin)[0], best_after(chain, margin, limit=8192)[0]
     assert len(coarse.mean_s) <= 513
     needs = [margin.need_s(w.mean_s, w.variance_s2) for w in (coarse, fine)]
     spread = fine.utility.max() - fine.utility.min()

@@ -12,7 +12,7 @@ import numpy as np
 from latpred.decide.chain import Chain
 from latpred.decide.table import Table
 
-__all__ = ["Path", "Planned", "Remaining", "bounds_s", "expected_s", "followed", "probability_within"]
+__all__ = ["Path", "Planned", "Remaining", "bounds_s", "expected_s", "followed", "probability_within", "times_on"]
 
 _NORMAL = NormalDist()
 
@@ -78,6 +78,21 @@ def expected_s(chain: Chain, start: int, shares: Sequence[Mapping[int, float]]) 
         taken = shares[index] if chain.decided[index] else {0: 1.0}
         rest_s = sum(taken.get(option, 0.0) * time_s for option, time_s in enumerate(times_s.tolist()))
     return rest_s
+
+
+def times_on(table: Table, chain: Chain) -> list[list[tuple[float, bool]]]:
+    """For each option of each point: its time with the trunk behind it, in s, and whether it ends the inference."""
+    found = []
+    for index, (first, names) in enumerate(zip(table.first_option.tolist(), table.options, strict=False)):
+        rows = range(first, first + len(names))
+        decide_s = table.decide_s if chain.decided[index] else 0.0
+        here = []
+        for row in rows:
+            ends = bool(table.ends[row])
+            trunk_s = 0.0 if ends else chain.trunk_mean_s[index + 1]
+            here.append((float(table.mean_s[row]) + decide_s + trunk_s, ends))
+        found.append(here)
+    return found
 
 
 def followed(

@@ -15,17 +15,17 @@ A gate is state of one stream of inferences: use one for each thread. The table 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import islice, pairwise
 from math import inf, isfinite, sqrt
 
 from latpred.decide.chain import chain_of
 from latpred.decide.conformal import AdaptiveQuantile
-from latpred.decide.forecast import Planned, Remaining, bounds_s, expected_s, followed, probability_within
+from latpred.decide.forecast import Planned, Remaining, bounds_s, expected_s, followed, probability_within, times_on
 from latpred.decide.names import Names, Rates
 from latpred.decide.observation import Observation, Policy
-from latpred.decide.policy import POLICIES
+from latpred.decide.policy import POLICIES, OptionPlan, option_plans, plan_of
 from latpred.decide.slowdown import SlowDown
 from latpred.decide.table import Table, Utilities
 from latpred.decide.ways import Margin
@@ -66,29 +66,11 @@ class Gate:
     """
 
     __slots__ = (
-        "_bounds_s",
-        "_chain",
-        "_clock",
-        "_deadline_s",
-        "_ends_at",
-        "_expected",
-        "_frequency_hz",
-        "_last",
-        "_limited",
-        "_names",
-        "_observed",
-        "_plans",
-        "_policy",
-        "_quantile",
-        "_slow",
-        "_table",
-        "_taken",
-        "_utility",
-        "confidence",
-        "not_worth",
-        "options",
-        "points",
-    )
+        "_after", "_bounds_s", "_chain", "_clock", "_deadline_s", "_ends_at", "_expected", "_frequency_hz",
+        "_last", "_limited", "_margin", "_names", "_next_deadline_s", "_own_variance", "_plans", "_policy",
+        "_quantile", "_slow", "_table", "_taken", "_timed_s", "_times", "_trunk_s", "_utility", "_weighed",
+        "confidence", "not_worth", "options", "points",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -113,8 +95,10 @@ class Gate:
         self._chain = chain_of(table, utility)
         self._slow = SlowDown(table.shared_spread, table.noise_spread)
         self._quantile = AdaptiveQuantile(confidence)
-        margin = Margin(self._quantile.z, self._slow.variance)
-        plans = POLICIES[policy if isinstance(policy, str) else "optimal"](self._chain, margin)
+        self._margin = Margin(self._quantile.z, self._slow.variance)
+        self._after = POLICIES[policy if isinstance(policy, str) else "optimal"](self._chain, self._margin)
+        self._weighed: dict[int, list[OptionPlan]] = {}
+        plans = [plan_of(self._chain, number, after, self._margin) for number, after in enumerate(self._after)]
         # Plain tuples, by number and by name: either costs one look-up.
         self._plans = self._names.by_either(plan[:] for plan in plans)
         self._policy = policy if callable(policy) else None
@@ -131,6 +115,10 @@ class Gate:
         )
         self._utility = [utility[a:b].tolist() for a, b in pairwise(rows)]
         self._bounds_s = bounds_s(self._chain)
+        self._trunk_s = self._chain.trunk_mean_s[0]
+        self._times = times_on(table, self._chain)
+        kept = followed(table, self._chain, lambda *_: 0)
+        self._own_variance = kept.variance_s2 / kept.mean_s**2 if kept.mean_s > 0.0 else 0.0
         self._taken = [0] * len(table.points)
         self._frequency_hz = table.frequency_hz
         self._clock: Callable[[], float] = clock if clock is not None else _stopped
@@ -140,13 +128,13 @@ class Gate:
     @property
     def deadline_s(self) -> float:
         """From the beginning of an inference to its end; a new one holds from the next `begin` on."""
-        return self._deadline_s
+        return self._next_deadline_s
 
     @deadline_s.setter
     def deadline_s(self, deadline_s: float) -> None:
         if not (deadline_s > 0.0 and isfinite(deadline_s)):
             raise InputError(f"a deadline must be positive and finite, got {deadline_s} s: give it in seconds")
-        self._deadline_s = float(deadline_s)
+        self._next_deadline_s = float(deadline_s)
 
     @property
     def frequency_hz(self) -> float | None:
@@ -173,9 +161,10 @@ class Gate:
 
     def begin(self) -> None:
         """Start an inference: its time runs from now."""
+        self._deadline_s = self._next_deadline_s
         self._ends_at = self._clock() + self._deadline_s
         self._limited = False
-        self._observed = False
+        self._timed_s = 0.0
 
     def spent(self, elapsed_s: float) -> None:
         """Say that the inference began `elapsed_s` seconds ago."""
@@ -189,7 +178,8 @@ class Gate:
         point
             Its number (faster) or name.
         observation
-            What a policy of the caller's own is asked with; the built-in ones do not look at it.
+            What a policy of the caller's own is asked with. Of it, the built-in ones look at `utilities` alone: what
+            the point's options are worth for this very input, as a gate network says.
 
         Returns
         -------
@@ -199,7 +189,7 @@ class Gate:
         Raises
         ------
         InputError
-            When there is no such point, or the caller's policy gives no option of it.
+            When there is no such point, the caller's policy gives no option of it, or utilities are not one an option.
         """
         try:
             number, thresholds_s, choices, own_variance, switch_s = self._plans[point]
@@ -215,11 +205,40 @@ class Gate:
             margin = self._quantile.z * sqrt(own_variance + slow.variance)
             left_s = (self._ends_at - self._clock()) / slow.factor
             budget_s = left_s / (1.0 + margin) if margin >= 0.0 else left_s * (1.0 - margin)
+            if observation is not None and observation.utilities is not None:
+                return self._weigh(number, budget_s, observation.utilities)
             option = choices[bisect_right(thresholds_s, budget_s)]
             if switch_s and option != self._taken[number]:
                 option = choices[bisect_right(thresholds_s, budget_s - switch_s)]
             if option != choices[-1]:
                 self._limited = True
+        self._taken[number] = option
+        return option
+
+    def _weigh(self, number: int, budget_s: float, utilities: Sequence[float]) -> int:
+        plans = self._weighed.get(number)
+        if plans is None:
+            plans = option_plans(self._chain, number, self._after[number], self._margin)
+            self._weighed[number] = plans
+        if len(utilities) != len(plans):
+            raise InputError(
+                f"point {self.points[number]!r} has {len(plans)} options to weigh, "
+                f"the observation gave {len(utilities)} utilities: give one each"
+            )
+        in_use = self._taken[number]
+        option = wanted = 0
+        best = most = -inf
+        for index, (thresholds_s, later, switch_s) in enumerate(plans):
+            worth = utilities[index]
+            place = bisect_right(thresholds_s, budget_s if index == in_use else budget_s - switch_s)
+            if place and worth + later[place - 1] > best:
+                best, option = worth + later[place - 1], index
+            if worth + later[-1] > most:
+                most, wanted = worth + later[-1], index
+        if best == -inf:
+            option = self._plans[number][2][0]
+        if option != wanted:
+            self._limited = True
         self._taken[number] = option
         return option
 
@@ -238,10 +257,12 @@ class Gate:
         predicted_s, own_variance = expected[self._taken[number]]
         if predicted_s > 0.0:
             self._slow.update(actual_s, predicted_s, own_variance)
-            self._observed = True
+            self._timed_s += predicted_s
 
     def finish(self, elapsed_s: float | None = None) -> bool:
-        """End an inference: learn from its whole time, and from whether it met its deadline.
+        """End an inference: learn from whether it met its deadline, and from its whole time.
+
+        The latter only where less than half of it was timed piece by piece, for `observe`.
 
         Parameters
         ----------
@@ -260,14 +281,18 @@ class Gate:
         """
         if elapsed_s is None:
             elapsed_s = self._clock() - self._ends_at + self._deadline_s
-        if not self._observed:
-            path = followed(self._table, self._chain, lambda number, _: self._taken[number])
-            if path.mean_s > 0.0:
-                self._slow.update(elapsed_s, path.mean_s, path.variance_s2 / path.mean_s**2)
+        whole_s = self._trunk_s
+        for times, option in zip(self._times, self._taken, strict=True):
+            time_s, ends = times[option]
+            whole_s += time_s
+            if ends:
+                break
+        if 2.0 * self._timed_s < whole_s:
+            self._slow.update(elapsed_s, whole_s, self._own_variance)
         if not 0.0 < elapsed_s < inf:
             raise InputError(f"an inference takes a positive and finite time, got {elapsed_s} s")
         missed = elapsed_s > self._deadline_s
-        least_s = self._slow.factor * (self._chain.trunk_mean_s[0] + self._bounds_s[0][0])
+        least_s = self._slow.factor * (self._trunk_s + self._bounds_s[0][0])
         self._quantile.update(missed, self._limited, possible=least_s <= self._deadline_s)
         return not missed
 
@@ -334,7 +359,7 @@ class Gate:
         """
         if point is not None:
             return self._planned(self._names.number(point), self._ends_at - self._clock())
-        return self._planned(None, self._deadline_s)
+        return self._planned(None, self._next_deadline_s)
 
     def _planned(self, start: int | None, left_s: float, forced: int | None = None) -> Planned:
         slow = self._slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,9 @@ class Observation:
     clock_hz : float or None
     sensors : mapping of str to float
         Temperature, power, whatever the caller reads.
+    utilities : sequence of float or None
+        What each of the point's options is worth for this very input, as a gate network says; the built-in policies
+        take them in the place of the gate's own, which later points keep.
 
     Examples
     --------
@@ -41,6 +44,7 @@ class Observation:
     resident_bytes: int | None = None
     clock_hz: float | None = None
     sensors: Mapping[str, float] = field(default_factory=dict)
+    utilities: Sequence[float] | None = None
 
 
 Policy = Callable[[Observation], int | str]  # -> index or name of an option

@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latpred.decide.chain import Chain, chain_of
 from latpred.decide.table import Table, Utilities
-from latpred.decide.ways import Margin, Ways, fastest_on, ways_on
+from latpred.decide.ways import Margin, Ways, best_after, fastest_after, joined, unbeaten
 
-__all__ = ["POLICIES", "Configuration", "Plan", "pareto"]
+__all__ = ["POLICIES", "Configuration", "OptionPlan", "Plan", "option_plans", "pareto", "plan_of"]
+
+Floats = NDArray[np.float64]
 
 FRONT_LIMIT = 4096
 
@@ -34,35 +37,60 @@ class Plan(NamedTuple):
     switch_s: float  # the largest of the point's options
 
 
-def optimal(chain: Chain, margin: Margin) -> list[Plan]:
-    """All points together: the greatest sum of utilities whose time fits."""
-    return [_plan(index, ways, chain, margin) for index, ways in enumerate(ways_on(chain, margin))]
+class OptionPlan(NamedTuple):
+    """What can follow one option, by the time that is left for both."""
+
+    thresholds_s: list[float]  # ascending, as those of the point's plan
+    later: list[float]  # utility of the best that can follow, from each threshold on
+    switch_s: float
 
 
-def safe_greedy(chain: Chain, margin: Margin) -> list[Plan]:
-    """Point by point: the most useful option now such that the fastest way on still fits."""
-    return [_plan(index, ways, chain, margin) for index, ways in enumerate(fastest_on(chain, margin))]
+# What may follow an option: the best of all that fits, or the fastest, so that it is safe to be greedy.
+POLICIES: dict[str, Callable[[Chain, Margin], list[Ways]]] = {"optimal": best_after, "safe-greedy": fastest_after}
 
 
-POLICIES: dict[str, Callable[[Chain, Margin], list[Plan]]] = {"optimal": optimal, "safe-greedy": safe_greedy}
-
-
-def _plan(index: int, ways: Ways, chain: Chain, margin: Margin) -> Plan:
+def plan_of(chain: Chain, index: int, after: Ways, margin: Margin) -> Plan:
+    """Plan of one point, given the ways that can follow its option."""
     if not chain.decided[index]:
         return Plan(index, [], [0], 0.0, 0.0)
+    ways = joined(chain, index, after)
     need_s = margin.need_s(ways.mean_s, ways.variance_s2)
-    order = np.lexsort((-ways.utility, need_s))
-    utility = ways.utility[order]
-    better = np.concatenate([[True], utility[1:] > np.maximum.accumulate(utility)[:-1]])
-    steps = order[better]
+    steps = _rising(need_s, ways.utility)
     options = ways.option[steps].tolist()
-    best = steps[-1]
-    mean_s = float(ways.mean_s[best])
-    own_variance = float(ways.variance_s2[best]) / mean_s**2 if mean_s > 0.0 else 0.0
-    thresholds_s = need_s[steps] / margin.factor(own_variance)
-    return Plan(
-        index, thresholds_s.tolist(), [options[0], *options], own_variance, float(chain.points[index].switch_s.max())
-    )
+    own_variance, factor = _factor(ways, int(steps[-1]), margin)
+    switch_s = float(chain.points[index].switch_s.max())
+    return Plan(index, (need_s[steps] / factor).tolist(), [options[0], *options], own_variance, switch_s)
+
+
+def option_plans(chain: Chain, index: int, after: Ways, margin: Margin) -> list[OptionPlan]:
+    """Plans of the options of one point, whatever these are worth."""
+    ways = joined(chain, index, after)
+    need_s = margin.need_s(ways.mean_s, ways.variance_s2)
+    best = int(_rising(need_s, ways.utility)[-1])
+    factor = _factor(ways, best, margin)[1]
+    plans = []
+    choices = chain.points[index]
+    for option, own, switch_s in zip(choices.option, choices.utility, choices.switch_s, strict=True):
+        rows = np.flatnonzero(ways.option == option)
+        steps = rows[_rising(need_s[rows], ways.utility[rows])]
+        later = (ways.utility[steps] - own).tolist()
+        plans.append(OptionPlan((need_s[steps] / factor).tolist(), later, float(switch_s)))
+    return plans
+
+
+def _rising(need_s: Floats, utility: Floats) -> NDArray[np.int64]:
+    """Rows that are worth more than all which need no more time, by the time needed."""
+    order = np.lexsort((-utility, need_s))
+    sorted_utility = utility[order]
+    best_before = np.concatenate([[-np.inf], np.maximum.accumulate(sorted_utility)[:-1]])
+    return order[sorted_utility > best_before]
+
+
+def _factor(ways: Ways, row: int, margin: Margin) -> tuple[float, float]:
+    """Relative variance of a way, and the factor between the time it needs and its mean."""
+    mean_s = float(ways.mean_s[row])
+    own_variance = float(ways.variance_s2[row]) / mean_s**2 if mean_s > 0.0 else 0.0
+    return own_variance, margin.factor(own_variance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +145,15 @@ def pareto(table: Table, utilities: Utilities | None = None, limit: int = FRONT_
         ),
         trunk_variance_s2=(0.0,) * len(chain.trunk_variance_s2),
     )
-    ways = ways_on(steady, Margin(0.0, 0.0), limit)
-    first = ways[0]
+    nothing = Margin(0.0, 0.0)
+    after = best_after(steady, nothing, limit)
+    first = unbeaten(steady, 0, after[0], nothing, limit)
     order = np.argsort(first.mean_s)
     return tuple(
         Configuration(
             chain.trunk_mean_s[0] + float(first.mean_s[row]),
             float(first.utility[row]),
-            _options(table, ways, int(row)),
+            _options(table, [first, *after], int(row)),
         )
         for row in order
     )
@@ -132,7 +161,7 @@ def pareto(table: Table, utilities: Utilities | None = None, limit: int = FRONT_
 
 def _options(table: Table, ways: list[Ways], row: int) -> tuple[str, ...]:
     names = []
-    for options, here in zip(table.options, ways, strict=True):
+    for options, here in zip(table.options, ways, strict=False):
         names.append(options[int(here.option[row])])
         row = int(here.then[row])
         if row < 0:

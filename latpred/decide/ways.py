@@ -15,7 +15,7 @@ states).
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from latpred.decide.chain import Chain, Choices
 
-__all__ = ["LIMIT", "Margin", "Ways", "fastest_on", "ways_on"]
+__all__ = ["LIMIT", "Margin", "Ways", "best_after", "fastest_after", "joined", "unbeaten"]
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -99,8 +99,8 @@ class Ways:
         )
 
 
-def ways_on(chain: Chain, margin: Margin, limit: int = LIMIT) -> list[Ways]:
-    """Ways from each point that no other one beats.
+def best_after(chain: Chain, margin: Margin, limit: int = LIMIT) -> list[Ways]:
+    """What can follow each point's option: ways from the next point that no other one beats.
 
     Parameters
     ----------
@@ -113,43 +113,51 @@ def ways_on(chain: Chain, margin: Margin, limit: int = LIMIT) -> list[Ways]:
     Returns
     -------
     list of Ways, one a point
+        Behind the last point there is one way, of no time and no utility.
     """
-    found: list[Ways] = []
-    following = _END
-    for index in reversed(range(len(chain.points))):
-        joined = _joined(chain, index, following)
-        following = _unbeaten(_on_grid(joined, margin, limit))
-        found.append(following)
+    found = [_END]
+    for index in range(len(chain.points) - 1, 0, -1):
+        found.append(unbeaten(chain, index, found[-1], margin, limit))
     return found[::-1]
 
 
-def fastest_on(chain: Chain, margin: Margin) -> list[Ways]:
-    """Each option of each point, followed by the fastest way; utilities are of the option alone.
+def fastest_after(chain: Chain, margin: Margin) -> list[Ways]:
+    """What can follow each point's option: the fastest way from the next point alone, taken as of no utility.
 
     Returns
     -------
     list of Ways, one a point
     """
-    found: list[Ways] = []
-    following = _END
-    for index in reversed(range(len(chain.points))):
-        joined = _joined(chain, index, following)
-        found.append(joined)
-        need_s = margin.need_s(joined.mean_s + joined.switch_s, joined.variance_s2)
-        fastest = joined.at(np.array([np.argmin(need_s)]))
-        following = Ways(
-            fastest.mean_s, fastest.variance_s2, np.zeros(1), fastest.switch_s, fastest.option, fastest.then
-        )
+    found = [_END]
+    for index in range(len(chain.points) - 1, 0, -1):
+        ways = joined(chain, index, found[-1])
+        fastest = np.argmin(margin.need_s(ways.mean_s + ways.switch_s, ways.variance_s2))
+        found.append(replace(ways.at(np.array([fastest])), utility=np.zeros(1)))
     return found[::-1]
 
 
-_END = Ways(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1), np.array([-1]), np.array([-1]))
+def unbeaten(chain: Chain, index: int, after: Ways, margin: Margin, limit: int = LIMIT) -> Ways:
+    """Ways from a point that no other one beats, given those that can follow its option."""
+    return _unbeaten(_on_grid(joined(chain, index, after), margin, limit))
 
 
-def _joined(chain: Chain, index: int, following: Ways) -> Ways:
-    """Every option of a point with every way that follows; a later point's switch is charged in full."""
-    mean_s = following.mean_s + following.switch_s + chain.trunk_mean_s[index + 1]
-    variance_s2 = following.variance_s2 + chain.trunk_variance_s2[index + 1]
+def joined(chain: Chain, index: int, after: Ways) -> Ways:
+    """Every option of a point with every way that can follow; a later point's switch is charged in full.
+
+    Parameters
+    ----------
+    chain
+    index
+        Number of the point.
+    after : Ways
+        From the next point on, shape (n,).
+
+    Returns
+    -------
+    Ways, shape (options that end + n * options that do not,)
+    """
+    mean_s = after.mean_s + after.switch_s + chain.trunk_mean_s[index + 1]
+    variance_s2 = after.variance_s2 + chain.trunk_variance_s2[index + 1]
     choices = chain.points[index]
     ending = np.flatnonzero(choices.ends)
     going = np.repeat(np.flatnonzero(~choices.ends), len(mean_s))
@@ -159,11 +167,14 @@ def _joined(chain: Chain, index: int, following: Ways) -> Ways:
     return Ways(
         np.concatenate([last.mean_s, more.mean_s + mean_s[then]]),
         np.concatenate([last.variance_s2, more.variance_s2 + variance_s2[then]]),
-        np.concatenate([last.utility, more.utility + following.utility[then]]),
+        np.concatenate([last.utility, more.utility + after.utility[then]]),
         np.concatenate([last.switch_s, more.switch_s]),
         np.concatenate([last.option, more.option]),
         np.concatenate([last.then, then]),
     )
+
+
+_END = Ways(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1), np.array([-1]), np.array([-1]))
 
 
 def _only(choices: Choices, rows: Indices) -> Ways:
