@@ -39,7 +39,7 @@ def test_gpt2_is_cut_between_attention_and_feed_forward() -> None:
     tidy = tidied(network("gpt2_s64"))
     adds = [cut.tensor for cut in cuts(tidy) if cut.shape == (1, 64, 768)]
     makers = {output: node for node in tidy.graph.node for output in node.output}
-    assert sum(makers[tensor].op_type == "Add" for tensor in adds) == 24  # two a block
+    assert sum(makers[tensor].op_type == "Add" for tensor in adds) == 24  # embeddings, then two a block; the last joins its norm
     assert all(cut.channel_axis == 2 for cut in cuts(tidy) if cut.shape == (1, 64, 768))
 
 
@@ -96,6 +96,19 @@ def test_a_mask_is_carried() -> None:
     close(run_chain(pieces, feeds)["h3"], run(tidy, feeds)["h3"])
 
 
+def test_of_two_towers_the_larger_input_is_the_main_one() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["text", "v"], ["t"]), helper.make_node("MatMul", ["image", "w"], ["i"]),
+        helper.make_node("Add", ["t", "i"], ["both"]), helper.make_node("Softmax", ["both"], ["y"]),
+    ]  # fmt: skip
+    ends = [info("text", [1, 4]), info("image", [1, 9])]
+    tidy = tidied(model_of(nodes, ends, [info("y", [1, 6])], [drawn("v", 4, 6), drawn("w", 9, 6)]))
+    places = cuts(tidy)
+    assert [(cut.tensor, cut.carried) for cut in places] == [("image", ("text",)), ("both", ()), ("y", ())]
+    feeds = feeds_of(tidy)
+    close(run_chain(chain(tidy, places), feeds)["y"], run(tidy, feeds)["y"])
+
+
 def test_outputs_on_the_way_belong_to_the_piece_that_makes_them() -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Softmax", ["a"], ["side"]),
@@ -141,3 +154,16 @@ def test_refusals() -> None:
     places = cuts(tidied(model))
     with pytest.raises(SurgeryError, match="behind its start"):
         piece(tidied(model), places[1], places[0])
+
+
+def test_a_view_between_two_blocks_is_a_piece_of_its_own() -> None:
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["s"]), helper.make_node("Add", ["s", "x"], ["a"]),
+        helper.make_node("Reshape", ["a", "flat"], ["f"]), helper.make_node("Softmax", ["f"], ["t"]),
+        helper.make_node("Add", ["t", "f"], ["y"]),
+    ]  # fmt: skip
+    flat = stored("flat", [1, 6, 8], np.int64)
+    tidy = tidied(model_of(nodes, [info("x", [1, 2, 3, 8])], [info("y", [1, 6, 8])], [flat]))
+    assert [(cut.tensor, cut.shape) for cut in cuts(tidy)] == [
+        ("x", (1, 2, 3, 8)), ("a", (1, 2, 3, 8)), ("f", (1, 6, 8)), ("y", (1, 6, 8)),
+    ]  # fmt: skip

@@ -107,6 +107,19 @@ def test_large_constants_are_computed_by_the_runtime() -> None:
     assert list(weight.dims) == [80, 90] and weight.data_location == TensorProto.EXTERNAL
 
 
+def test_a_large_constant_of_an_inputs_shape_needs_no_input() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Shape", ["a"], ["s"]),
+        helper.make_node("Expand", ["half", "s"], ["wide"]), helper.make_node("Add", ["a", "wide"], ["y"]),
+    ]  # fmt: skip
+    model = model_of(nodes, [info("x", [70, 80])], [info("y", [70, 80])], [drawn("half", 1, 80)])
+    tidy = tidied(model)
+    assert op_types(tidy) == ["Relu", "Add"]
+    feeds = feeds_of(model)
+    close(run(tidy, feeds)["y"], run(model, feeds)["y"])
+    assert op_types(tidied(bared(model))) == ["Relu", "Add"]
+
+
 @pytest.mark.parametrize("taken", [True, False])
 def test_the_branch_that_is_always_taken_is_inlined(taken: bool) -> None:
     branches = [

@@ -1,8 +1,8 @@
 """Inner channels that can be left out: made inside a piece, read inside it, and nowhere else.
 
 A group starts at an op that makes channels (a convolution, a product with a constant matrix) and spreads over all that
-holds one value a channel: normalisations, activations, depthwise convolutions, squeeze-and-excitation, the halves that a
-gated unit splits. It ends at ops that sum over channels. What mixes channels in another way stands in its way.
+holds one value a channel: normalisations, activations, depthwise convolutions, squeeze-and-excitation, the halves that
+a gated unit splits. It ends at ops that sum over channels. What mixes channels in another way stands in its way.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ CARRIED_LIMIT = 3
 # An op that costs little and joins what stands before it: no cut between the two.
 GLUED = frozenset({
     "Abs", "Add", "BatchNormalization", "BiasGelu", "Cast", "Celu", "Clip", "DequantizeLinear", "Div", "Elu",
-    "Erf", "Exp", "FastGelu", "Flatten", "Gelu", "HardSigmoid", "HardSwish", "LayerNormalization", "LeakyRelu",
+    "Erf", "Exp", "FastGelu", "Gelu", "HardSigmoid", "HardSwish", "LayerNormalization", "LeakyRelu",
     "Log", "Mish", "Mul", "Neg", "PRelu", "Pow", "QuantizeLinear", "QuickGelu", "RMSNormalization",
-    "Reciprocal", "Relu", "Reshape", "Selu", "Sigmoid", "SimplifiedLayerNormalization",
-    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softplus", "Softsign", "Sqrt", "Squeeze",
-    "Sub", "Tanh", "ThresholdedRelu", "Transpose", "Unsqueeze",
+    "Reciprocal", "Relu", "Selu", "Sigmoid", "SimplifiedLayerNormalization",
+    "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softplus", "Softsign", "Sqrt",
+    "Sub", "Tanh", "ThresholdedRelu",
 })  # fmt: skip
 # Where an op's channels lie tells where those of the tensor before or behind it lie.
 CHANNELS_FIRST = frozenset({
@@ -38,7 +38,6 @@ CHANNELS_LAST = frozenset({
     "Gemm", "LayerNormalization", "MatMul", "RMSNormalization", "SimplifiedLayerNormalization",
     "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
 })  # fmt: skip
-MOVES_CHANNELS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 INTEGERS = frozenset({"int64", "int32"})
 
 
@@ -65,7 +64,7 @@ class Cut:
 def cuts(model: onnx.ModelProto) -> tuple[Cut, ...]:
     """Every cut of a tidied model, in order.
 
-    The first is the model's main input, where it has one; the last is the output that is made last.
+    The first is the model's main input, with all others carried; the last is the output that is made last.
 
     Raises
     ------
@@ -146,15 +145,15 @@ def _places(wiring: Wiring, mains: Sequence[str], flow: frozenset[str]) -> Itera
     live = dict.fromkeys(name for name in wiring.inputs if name in last_use)
     end = len(wiring.nodes)
     previous = ""
-    if len(mains) == 1 and mains[0] in live and mains[0] not in flow:
-        yield mains[0], 0, tuple(name for name in live if name != mains[0])
-    for position in range(end):
-        if position:
-            for name in wiring.nodes[position - 1].output:
-                if last_use.get(name, -1) >= position:
-                    live[name] = None
-            for name in [name for name in live if last_use[name] < position]:
-                del live[name]
+    if mains:
+        previous = max(mains, key=lambda name: wiring.spec(name).elements)
+        yield previous, 0, tuple(name for name in live if name != previous)
+    for position in range(1, end):
+        for name in wiring.nodes[position - 1].output:
+            if last_use.get(name, -1) >= position:
+                live[name] = None
+        for name in [name for name in live if last_use[name] < position]:
+            del live[name]
         stream = [name for name in live if name in flow]
         carried = tuple(name for name in live if name not in flow)
         if len(stream) == 1 and len(carried) <= CARRIED_LIMIT and stream[0] != previous:
@@ -194,7 +193,7 @@ def _behind(wiring: Wiring, tensor: str) -> Iterator[str]:
         for index in wiring.users.get(name, ()):
             node = wiring.nodes[index]
             yield node.op_type
-            if node.op_type in GLUED - MOVES_CHANNELS and node.output[0] not in seen:
+            if node.op_type in GLUED and node.output[0] not in seen:
                 seen.add(node.output[0])
                 waiting.append(node.output[0])
 
@@ -206,7 +205,7 @@ def _before(wiring: Wiring, tensor: str) -> Iterator[str]:
             continue
         node = wiring.nodes[wiring.makers[name]]
         yield node.op_type
-        if node.op_type in GLUED - MOVES_CHANNELS:
+        if node.op_type in GLUED:
             fresh = [read for read in node.input if read and read not in seen]
             seen.update(fresh)
             waiting += fresh

@@ -53,18 +53,23 @@ def folded(
                 unfolded.update(node.output)
     needed = {name for node in kept for name in names_read(node)} | {value.name for value in model.graph.output}
     made = [name for node in constant for name in node.output if name and name in needed]
-    known = {name: value for name in made if (value := graph.tensors[name].value) is not None}
-    without_data = _without_data(constant, stored)
+    known = {
+        name: numpy_helper.from_array(value, name)
+        for node in constant
+        for name in node.output
+        if name and (value := graph.tensors[name].value) is not None
+    }
+    without_data = _without_data(constant, stored, known)
     large = [name for name in made if name not in known and name not in without_data]
-    constants = [numpy_helper.from_array(value, name) for name, value in known.items()]
+    constants = [known[name] for name in made if name in known]
     constants += [
         bare(name, graph.tensors[name].shape, DTYPE_CODES[graph.tensors[name].dtype])
         for name in made
-        if name in without_data and name not in known
+        if name in without_data
     ]
     if large:
         outputs = [declared(name, graph.tensors[name].spec) for name in large]
-        constants += _evaluated(model, constant, outputs, stored)
+        constants += _evaluated(model, constant, outputs, {**stored, **known})
     return kept, constants
 
 
@@ -80,13 +85,15 @@ def _is_constant(node: onnx.NodeProto, graph: Graph, unfolded: set[str]) -> bool
     )
 
 
-def _without_data(nodes: Iterable[onnx.NodeProto], stored: Mapping[str, TensorProto]) -> set[str]:
+def _without_data(
+    nodes: Iterable[onnx.NodeProto], stored: Mapping[str, TensorProto], known: Mapping[str, TensorProto]
+) -> set[str]:
     """Names of what is missing, or computed from what is missing."""
     missing = {name for name, tensor in stored.items() if not has_data(tensor)}
     for node in nodes:
         literals = [attribute.t for attribute in node.attribute if attribute.HasField("t")]
         if not missing.isdisjoint(node.input) or not all(has_data(literal) for literal in literals):
-            missing.update(node.output)
+            missing.update(name for name in node.output if name not in known)
     return missing
 
 
@@ -97,13 +104,13 @@ def _evaluated(
     stored: Mapping[str, TensorProto],
 ) -> list[TensorProto]:
     wanted = [value.name for value in outputs]
-    makers = {name: node for node in nodes for name in node.output if name}
+    makers = {name: node for node in nodes for name in node.output if name and name not in stored}
     needed: set[str] = set()
     waiting = wanted[:]
     while waiting:
         name = waiting.pop()
         if name in makers and name not in needed:
-            needed.update(read for read in makers[name].output if read)
+            needed.add(name)
             waiting += [read for read in makers[name].input if read]
     used = [node for node in nodes if not needed.isdisjoint(node.output)]
     read = {name for node in used for name in node.input}

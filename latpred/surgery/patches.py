@@ -1,9 +1,9 @@
 """A region of convolutions computed on some square patches of its input only, exactly.
 
-The map is divided into patches of S x S positions. Active ones are gathered with a halo as wide as the region looks, as a
-batch; inside the halo convolutions need no padding, but positions outside of the map are set to zero before every
-convolution that pads, as its own padding would. Results are scattered into a copy of the region's input: positions of no
-active patch keep it.
+The map is divided into patches of S x S positions. Active ones are gathered with a halo as wide as the region looks,
+as a batch; inside the halo convolutions need no padding, but positions outside of the map are set to zero before every
+convolution that pads, as its own padding would. Results are scattered into a copy of the region's input: positions of
+no active patch keep it.
 """
 
 from __future__ import annotations
@@ -97,11 +97,10 @@ def can_patch(piece: onnx.ModelProto) -> str | None:
         return f"its input is {list(shape)}, not one map (1, C, H, W)"
     if wiring.opset < OLDEST_OPSET:
         return f"its opset is {wiring.opset}, below {OLDEST_OPSET}"
-    if all(node.op_type != "Conv" for node in wiring.nodes):
+    obstacles = [why for index in range(len(wiring.nodes)) if (why := _obstacle(wiring, index, shape)) is not None]
+    if not obstacles and all(node.op_type != "Conv" for node in wiring.nodes):
         return "it has no convolution"
-    return next(
-        (why for index in range(len(wiring.nodes)) if (why := _obstacle(wiring, index, shape)) is not None), None
-    )
+    return next(iter(obstacles), None)
 
 
 def _obstacle(wiring: Wiring, index: int, whole: Sequence[int]) -> str | None:

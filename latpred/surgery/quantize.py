@@ -1,9 +1,9 @@
 """A region in eight-bit integers: quantize at its start, dequantize at its end.
 
-Convolutions, products with a constant matrix, and sums of what these make get QuantizeLinear and DequantizeLinear around
-them, as onnxruntime's own quantizer writes them, and the runtime runs integer kernels instead. Activations are uint8 with
-one scale a tensor, weights int8 with one scale a channel and zero points of 0. Everything else, products of two
-activations included, stays floating.
+Convolutions, products with a constant matrix, and sums of what convolutions make get QuantizeLinear and
+DequantizeLinear around them, as onnxruntime's own quantizer writes them, and the runtime runs integer kernels instead.
+Activations are uint8 with one scale a tensor, weights int8 with one scale a channel and zero points of 0. What products
+make stays floating, and so does everything else, products of two activations included.
 """
 
 from __future__ import annotations
