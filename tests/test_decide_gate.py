@@ -160,6 +160,9 @@ def test_deciding_costs_and_may_not_be_worth_it() -> None:
     assert gate.not_worth == ("p1",)
     assert taken(gate, "p1") == "keep"  # even where nothing fits
     assert gate.remaining_s(0).most_s == pytest.approx(0.004 + 3 * 0.001 + 2 * 9e-6 + 2 * 1e-5)
+    kept_s = gate.remaining_s(0).expected_s
+    assert gate.remaining_s(0, {"p1": {"skip": 1.0}}).expected_s == kept_s  # nobody will take it
+    assert gate.remaining_s(0, {"p0": {"skip": 1.0}}).expected_s == pytest.approx(kept_s - 0.003)
     assert compile_table(costs(points, decide_s=1e-6)).gate(1.0, 0.9).not_worth == ()
 
 
@@ -179,6 +182,33 @@ def test_switching_is_charged_where_another_option_was_in_use() -> None:
     gate.spent(0.008)
     assert taken(gate, 0) == "skip"
     assert gate.planned(0).latency_s == pytest.approx(0.001)  # in use
+
+
+def test_what_fits_without_its_switch_only_is_not_taken() -> None:
+    options = [option("keep", 4.0, 1.0), option("half", 2.0, 0.7, switch_s=2.0), option("skip", 1.0, 0.4, switch_s=0.5)]
+    table = compile_table(costs([options], trunk_s=0.0, shared_spread=0.0, noise_spread=0.0))
+    gate = table.gate(10.0, 0.5, clock=None)
+    gate.spent(6.5)  # 3.5 s: half takes 2 + 2
+    assert taken(gate, 0) == "skip"
+    gate.spent(5.9)
+    assert taken(gate, 0) == "keep"
+    gate.spent(5.5 + 0.4)
+    assert gate.decide(0) == 0
+    gate.spent(6.1)  # 3.9 s: keep no more, half takes 4
+    assert taken(gate, 0) == "skip"
+    gate = table.gate(10.0, 0.5, {"p0": {"keep": 0.0, "half": 1.0, "skip": 0.5}}, clock=None)
+    gate.spent(5.0)
+    assert taken(gate, 0) == "half"
+    gate.spent(7.5)  # 2.5 s: in use, so it takes 2
+    assert taken(gate, 0) == "half"
+
+
+def test_an_exit_is_weighed_against_all_that_is_kept() -> None:
+    """It takes longer than what it leaves out, and is worth more than its point, but not more than the rest as well."""
+    late = option("exit", 20.0, 1.5, ends=True)
+    rest = [option("keep", 4.0, 1.0), option("skip", 0.0, 0.1)]
+    table = compile_table(costs([[option("keep", 4.0, 1.0), late], rest]))
+    assert table.gate(100.0, 0.9).not_worth == ("p0",)
 
 
 @pytest.mark.parametrize("seed", range(4))

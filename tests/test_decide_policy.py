@@ -13,7 +13,7 @@ from latpred.decide.costs import Costs
 from latpred.decide.observation import Observation
 from latpred.decide.policy import pareto
 from latpred.decide.table import Table, compile_table
-from latpred.decide.ways import Margin, best_after
+from latpred.decide.ways import Margin, best_after, unbeaten
 
 CLOSE = 1e-9
 
@@ -174,3 +174,41 @@ def test_own_errors_add_in_quadrature_and_shared_ones_linearly() -> None:
     assert gate.probability("keep", 0) == pytest.approx(0.97725, abs=1e-5)
     gate.spent(10.0 - need_s + 1e-6)
     assert gate.planned(0).options == ("skip", "keep", "keep", "keep")
+
+
+def test_a_slower_way_of_a_surer_time_is_kept() -> None:
+    """10 s with a spread of 10 %, or 11 s for sure: with two standard deviations, 12 s and 11 s are needed."""
+    unsure, sure = option("keep", 10.0, 1.0, 0.1), option("sure", 11.0, 1.0)
+    none = option("none", 0.0, 0.0)
+    table = compile_table(
+        costs(
+            [[option("keep", 1.0, 1.0), option("skip", 0.0, 0.5)], [unsure, sure, none]], trunk_s=0.0, shared_spread=0.0
+        )
+    )
+    chain = chain_of(table, table.utility)
+    after = best_after(chain, Margin(2.0, 0.0))
+    assert sorted(after[0].mean_s.tolist()) == [0.0, 10.0, 11.0]
+    assert len(unbeaten(chain, 0, after[0], Margin(2.0, 0.0)).mean_s) == 6
+    gate = table.gate(20.0, 0.9772498680518208, clock=None)
+    assert gate.not_worth == ()
+    gate.spent(20.0 - 12.7)  # keep and sure: 12 s and 2 * 12 * 2 % of noise
+    assert gate.decide(0) == 0
+
+
+def test_a_later_switch_is_charged() -> None:
+    table = compile_table(
+        costs(
+            [
+                [option("keep", 2.0, 1.0), option("skip", 0.0, 0.5)],
+                [option("keep", 4.0, 1.0), option("skip", 1.0, 0.8, switch_s=2.0)],
+            ],
+            trunk_s=0.0,
+            shared_spread=0.0,
+            noise_spread=0.0,
+        )
+    )
+    gate = table.gate(10.0, 0.5, clock=None)
+    gate.spent(5.5)  # 4.5 s: keep and skip are worth 1.8 but take 2 + 1 + 2 s; skip and keep 4 s
+    assert gate.decide(0) == 1
+    gate.spent(4.9)
+    assert gate.decide(0) == 0

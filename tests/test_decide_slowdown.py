@@ -140,3 +140,9 @@ def test_only_what_says_something_moves_the_multiple() -> None:
         quantile.update(missed=False)
     assert quantile.z == -4.0
     assert AdaptiveQuantile(0.3).z == 0.0
+    quantile = AdaptiveQuantile(0.9)
+    for _ in range(20):
+        quantile.update(missed=False)
+    low = quantile.z
+    quantile.update(missed=False, limited=False)
+    assert quantile.z == low

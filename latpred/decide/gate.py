@@ -192,7 +192,7 @@ class Gate:
             When there is no such point, the caller's policy gives no option of it, or utilities are not one an option.
         """
         try:
-            number, thresholds_s, choices, own_variance, switch_s = self._plans[point]
+            number, thresholds_s, choices, own_variance, switches_s = self._plans[point]
         except (KeyError, TypeError):
             self._names.refuse(point)
         self._last = number
@@ -208,8 +208,9 @@ class Gate:
             if observation is not None and observation.utilities is not None:
                 return self._weigh(number, budget_s, observation.utilities)
             option = choices[bisect_right(thresholds_s, budget_s)]
-            if switch_s and option != self._taken[number]:
-                option = choices[bisect_right(thresholds_s, budget_s - switch_s)]
+            if switches_s and option != self._taken[number]:
+                fits = choices[bisect_right(thresholds_s, budget_s - switches_s[option])] == option
+                option = option if fits else choices[bisect_right(thresholds_s, budget_s - max(switches_s))]
             if option != choices[-1]:
                 self._limited = True
         self._taken[number] = option

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     thresholds_s: list[float]  # ascending, length n; empty where the point is not worth deciding
     choices: list[int]  # length n + 1: below the first threshold the fastest, above the last the most useful
     own_variance: float  # relative, of the most useful way
-    switch_s: float  # the largest of the point's options
+    switches_s: list[float]  # of each option; empty where none costs anything
 
 
 class OptionPlan(NamedTuple):
@@ -52,14 +52,17 @@ POLICIES: dict[str, Callable[[Chain, Margin], list[Ways]]] = {"optimal": best_af
 def plan_of(chain: Chain, index: int, after: Ways, margin: Margin) -> Plan:
     """Plan of one point, given the ways that can follow its option."""
     if not chain.decided[index]:
-        return Plan(index, [], [0], 0.0, 0.0)
+        return Plan(index, [], [0], 0.0, [])
     ways = joined(chain, index, after)
     need_s = margin.need_s(ways.mean_s, ways.variance_s2)
     steps = _rising(need_s, ways.utility)
     options = ways.option[steps].tolist()
     own_variance, factor = _factor(ways, int(steps[-1]), margin)
-    switch_s = float(chain.points[index].switch_s.max())
-    return Plan(index, (need_s[steps] / factor).tolist(), [options[0], *options], own_variance, switch_s)
+    switches_s = chain.points[index].switch_s
+    thresholds_s = (need_s[steps] / factor).tolist()
+    return Plan(
+        index, thresholds_s, [options[0], *options], own_variance, switches_s.tolist() if switches_s.any() else []
+    )
 
 
 def option_plans(chain: Chain, index: int, after: Ways, margin: Margin) -> list[OptionPlan]:
