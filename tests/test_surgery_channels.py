@@ -161,6 +161,17 @@ def test_chains_of_convolutions_equal_chains_built_narrow(
     close(run(sliced(piece, ratio, multiple), feeds)[output], run(build(narrow), feeds)[output])
 
 
+def test_only_weights_that_changed_have_new_names() -> None:
+    piece = mlp(weights_of(3, up=(6, 24), upb=(24,), down=(24, 6)), True)
+    held = {tensor.name: tensor for tensor in piece.graph.initializer}
+    names = []
+    for ratio in (0.3, 0.6):
+        small = {tensor.name: tensor for tensor in sliced(piece, ratio).graph.initializer}
+        assert all(small[name] == held[name] for name in set(small) & set(held))
+        names.append(set(small) - set(held))
+    assert len(names[0]) == 4 and not names[0] & names[1]  # two matrices, a bias, a shape
+
+
 def test_everything_kept_is_the_piece_itself() -> None:
     piece = mlp(weights_of(3, up=(6, 24), upb=(24,), down=(24, 6)), False)
     feeds = feeds_of(piece)

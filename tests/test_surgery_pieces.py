@@ -39,7 +39,9 @@ def test_gpt2_is_cut_between_attention_and_feed_forward() -> None:
     tidy = tidied(network("gpt2_s64"))
     adds = [cut.tensor for cut in cuts(tidy) if cut.shape == (1, 64, 768)]
     makers = {output: node for node in tidy.graph.node for output in node.output}
-    assert sum(makers[tensor].op_type == "Add" for tensor in adds) == 24  # embeddings, then two a block; the last joins its norm
+    assert (
+        sum(makers[tensor].op_type == "Add" for tensor in adds) == 24
+    )  # embeddings, then two a block; the last joins its norm
     assert all(cut.channel_axis == 2 for cut in cuts(tidy) if cut.shape == (1, 64, 768))
 
 
@@ -61,6 +63,19 @@ def test_pieces_of_random_networks_make_the_whole(seed: int) -> None:
     tidy = tidied(random_network(seed))
     feeds = feeds_of(tidy, seed)
     made = run_chain(chain(tidy, cuts(tidy)), feeds)
+    for output, value in run(tidy, feeds).items():
+        close(made[output], value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), data=st.data())
+def test_any_two_cuts_enclose_a_piece(seed: int, data: st.DataObject) -> None:
+    tidy = tidied(random_network(seed))
+    places = cuts(tidy)
+    inner = data.draw(st.lists(st.sampled_from(places[1:-1]), unique=True)) if len(places) > 2 else []
+    chosen = [places[0], *sorted(inner, key=lambda cut: cut.position), places[-1]]
+    feeds = feeds_of(tidy, seed)
+    made = run_chain(chain(tidy, chosen), feeds)
     for output, value in run(tidy, feeds).items():
         close(made[output], value)
 

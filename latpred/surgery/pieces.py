@@ -1,4 +1,8 @@
-"""The region between two cuts as a model of its own; run one after another, pieces make the whole."""
+"""The region between two cuts as a model of its own; run one after another, pieces make the whole.
+
+An initializer of a piece, or of what a piece is rewritten to, that has the name of one of the tidied model has its
+values too, so that a runtime can hold it once.
+"""
 
 from __future__ import annotations
 

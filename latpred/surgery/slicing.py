@@ -90,7 +90,7 @@ def sliced(
             next(a for a in nodes[index].attribute if a.name == "group").i = copies * len(kept)
         for name, (axis, copies) in group.tensors.items():
             infos[name] = declared(name, _resized(wiring, infos, name, axis, copies * len(kept)))
-    stored = [*piece.graph.initializer, *_rewritten(wiring, nodes, slices, sizes)]
+    stored = [*piece.graph.initializer, *_rewritten(wiring, nodes, slices, sizes, f"{keep_ratio:g}")]
     graph = piece.graph
     return assembled(piece, f"{graph.name} x {keep_ratio:g}", nodes, graph.input, graph.output, stored, infos)
 
@@ -129,6 +129,7 @@ def _rewritten(
     nodes: Sequence[onnx.NodeProto],
     slices: Mapping[tuple[int, int], Sequence[tuple[int, Array]]],
     sizes: Mapping[tuple[int, int], Mapping[int, int]],
+    label: str,
 ) -> list[TensorProto]:
     """New constants under new names, which nodes are made to read, in place; alike ones are shared."""
     made: dict[tuple[object, ...], TensorProto] = {}
@@ -136,7 +137,7 @@ def _rewritten(
         name = nodes[index].input[place]
         key = (name, *((axis, indices.tobytes()) for axis, indices in cuts))
         if key not in made:
-            made[key] = _taken(wiring.stored[name], f"{name}~{len(made)}", cuts)
+            made[key] = _taken(wiring.stored[name], f"{name}~{label}~{len(made)}", cuts)
         nodes[index].input[place] = made[key].name
     for (index, place), changes in sizes.items():
         name = nodes[index].input[place]
@@ -144,7 +145,7 @@ def _rewritten(
         for position, size in changes.items():
             values.reshape(-1)[position] = size
         key = (name, values.tobytes())
-        made.setdefault(key, constant(f"{name}~{len(made)}", values))
+        made.setdefault(key, constant(f"{name}~{label}~{len(made)}", values))
         nodes[index].input[place] = made[key].name
     return list(made.values())
 
