@@ -95,8 +95,9 @@ class TimedResidual(nn.Module):
         self.skip = nn.Identity() if channels_in == channels else nn.Conv2d(channels_in, channels, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        skipped = self.skip(x)
         hidden = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(time))[:, :, None, None]
-        return self.skip(x) + self.conv2(F.silu(self.norm2(hidden)))
+        return skipped + self.conv2(F.silu(self.norm2(hidden)))
 
 
 class PixelAttention(nn.Module):
@@ -229,9 +230,9 @@ class Separator(nn.Module):
 
     @staticmethod
     def block(c: int, dilation: int) -> nn.Sequential:
+        widen = nn.Conv1d(c, 2 * c, 1), nn.PReLU(), nn.GroupNorm(1, 2 * c)
         depthwise = nn.Conv1d(2 * c, 2 * c, 3, padding=dilation, dilation=dilation, groups=2 * c)
-        before = nn.Conv1d(c, 2 * c, 1), nn.PReLU(), nn.GroupNorm(1, 2 * c)
-        return nn.Sequential(*before, depthwise, nn.PReLU(), nn.GroupNorm(1, 2 * c), nn.Conv1d(2 * c, c, 1))
+        return nn.Sequential(*widen, depthwise, nn.PReLU(), nn.GroupNorm(1, 2 * c), nn.Conv1d(2 * c, c, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         encoded = self.encoder(x)
@@ -319,9 +320,9 @@ class Conformer(nn.Module):
     @staticmethod
     def layers() -> list[nn.Module]:
         attention = [nn.LayerNorm(256), nn.Linear(256, 768)]
-        depthwise = nn.Conv1d(256, 256, 15, padding=7, groups=256)
-        gated = [nn.LayerNorm(256), nn.Conv1d(256, 512, 1), depthwise, nn.BatchNorm1d(256), nn.Conv1d(256, 256, 1)]
-        return [*attention, *gated, nn.LayerNorm(256), nn.Linear(256, 1024), nn.Linear(1024, 256)]
+        widen = [nn.LayerNorm(256), nn.Conv1d(256, 512, 1)]
+        depthwise = [nn.Conv1d(256, 256, 15, padding=7, groups=256), nn.BatchNorm1d(256), nn.Conv1d(256, 256, 1)]
+        return [*attention, *widen, *depthwise, nn.LayerNorm(256), nn.Linear(256, 1024), nn.Linear(1024, 256)]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x).transpose(1, 2)
