@@ -218,7 +218,7 @@ def _fits(
     for kind, fold in tasks:
         members, test = members_of[kind], folds_of[kind] == fold
         known = np.isin(table.groups[members], table.groups[members[test]])
-        parts.append((_part(table, members[~known]), _part(table, members[test]), settings))
+        parts.append((kind, _part(table, members[~known]), _part(table, members[test]), settings))
     return dict(zip(tasks, Parallel(n_jobs=jobs)(delayed(_fit)(*part) for part in parts), strict=True))
 
 
@@ -259,7 +259,7 @@ def _folds(groups: NDArray[np.intp], records: NDArray[np.intp], seed: int) -> ND
     return folds
 
 
-def _fit(learn: _Table, test: _Table, settings: Settings) -> _Fit:
+def _fit(kind: str, learn: _Table, test: _Table, settings: Settings) -> _Fit:
     """One kind on one set of rows: the law and the trees as far as there are shapes enough."""
     if not len(learn.latency_s):
         return _Fit("", (), 1.0, test.roofline_s)
@@ -268,7 +268,7 @@ def _fit(learn: _Table, test: _Table, settings: Settings) -> _Fit:
     base_s, test_base_s = learn.roofline_s, test.roofline_s
     law: tuple[float, ...] = ()
     if settings.law and shapes >= FEWEST_FOR_LAW:
-        law = fit_law(learn.law_terms, learn.latency_s, learn.weight)
+        law = fit_law(learn.law_terms, learn.latency_s, learn.weight, kind)
         base_s = law_s(law, learn.law_terms, learn.roofline_s)
         test_base_s = law_s(law, test.law_terms, test.roofline_s)
     if shapes < FEWEST_FOR_TREES:

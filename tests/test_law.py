@@ -74,3 +74,16 @@ def test_kinds_without_products_hold_beyond_what_was_measured(count: int, tmp_pa
     assert estimate.latency_s == pytest.approx(time_s(large), rel=0.15)
     assert estimate.source == "learned"
     assert ("unary" in estimator.bundle.forest.kinds) == (count > 20)
+
+
+def test_scalar_arithmetic_costs_hundreds_of_times_its_roofline_time_in_kinds_that_have_it() -> None:
+    kernels = [row.kernel for row in samples(40, 512)]
+    rows, terms = features_and_terms(kernels, DEVICE)
+    of_kernel = law_terms(rows, terms)
+    flops = np.array([kernel.work.flops for kernel in kernels], float)
+    times = 2e-9 * flops  # 2 ns each
+    assert LAW_TERMS[-1] == "scalar"
+    assert np.allclose(of_kernel[:, -1], flops * 1e-9, rtol=1e-4)
+    general, ordinary = (fit_law(of_kernel, times, np.ones(40), kind) for kind in ("pool-general", "relu"))
+    assert np.allclose(law_s(general, of_kernel, terms.total_s), times, rtol=0.05)
+    assert ordinary[-1] == 0.0

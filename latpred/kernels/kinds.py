@@ -62,8 +62,9 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     ),
     "global-pool": ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "QLinearGlobalAveragePool"),
     "pool": ("MaxPool", "AveragePool"),
-    "pool-general": ("LpPool", "MaxUnpool"),
-    "pool-quantized": ("QLinearAveragePool", "NhwcMaxPool"),
+    "pool-general": ("QLinearAveragePool", "MaxUnpool"),
+    "pool-norm": ("LpPool",),
+    "pool-channels-last": ("NhwcMaxPool",),
     "resize": ("Resize", "Upsample"),
     "sample": ("GridSample", "AffineGrid", "RoiAlign", "MaxRoiPool"),
     "reorder": ("ReorderInput", "ReorderOutput"),
@@ -128,7 +129,8 @@ KIN: Mapping[str, str] = {
     "global-pool": "reduce",
     "pool": "reduce",
     "pool-general": "pool",
-    "pool-quantized": "pool",
+    "pool-norm": "pool-general",
+    "pool-channels-last": "pool",
     "resize": "pool",
     "sample": "resize",
     "reorder": "transpose",
@@ -215,7 +217,7 @@ def _average_pool(domain: str, _: Sequence[Spec], attributes: Mapping[str, Attri
 
 
 def _max_pool(_: str, inputs: Sequence[Spec], __: Mapping[str, AttributeValue]) -> str:
-    return "pool-quantized" if inputs and inputs[0].dtype in ("int8", "uint8") else "pool"
+    return "pool-general" if inputs and inputs[0].dtype in ("int8", "uint8") else "pool"
 
 
 def _pow(_: str, __: Sequence[Spec], attributes: Mapping[str, AttributeValue]) -> str:
@@ -225,7 +227,7 @@ def _pow(_: str, __: Sequence[Spec], attributes: Mapping[str, AttributeValue]) -
 def _integer_convolution(_: str, inputs: Sequence[Spec], attributes: Mapping[str, AttributeValue]) -> str:
     if attributes.get("group", 1) == 1:
         return "conv-quantized"
-    depthwise = len(inputs) > 3 and inputs[3].shape[1:2] == (1,)
+    depthwise = len(inputs) > 3 and inputs[3].shape[:2] == (attributes.get("group", 1), 1)
     unequal = attributes.get("zero_points") == "unequal"
     return "conv-quantized-by-group" if depthwise and unequal else "conv-quantized-grouped"
 
