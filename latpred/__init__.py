@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latpred.decide.plan import Plan, plan
     from latpred.device import Device
     from latpred.errors import (
         ArtefactError,
@@ -34,20 +35,24 @@ __all__ = [
     "LatpredError",
     "MeasurementError",
     "ModelError",
+    "Plan",
     "Prediction",
     "Predictor",
     "ShapeError",
     "UnsupportedError",
     "load",
+    "plan",
     "predict",
 ]
 
 _HOMES = {
     "Device": "latpred.device",
     "KernelPrediction": "latpred.prediction",
+    "Plan": "latpred.decide.plan",
     "Prediction": "latpred.prediction",
     "Predictor": "latpred.predictor",
     "load": "latpred.predictor",
+    "plan": "latpred.decide.plan",
     "predict": "latpred.predictor",
 }
 

@@ -42,6 +42,10 @@ class Estimator(Protocol):
         """The device, as a prediction names it."""
 
     @property
+    def device(self) -> Device:
+        """Its roofline."""
+
+    @property
     def rules(self) -> RuleBook:
         """What its runtime fuses."""
 
@@ -118,6 +122,7 @@ class LearnedEstimator(_Remembered):
             )
         self.bundle = bundle
         self.name = bundle.manifest.device
+        self.device = bundle.device
         self.rules = bundle.rules
         self.between = bundle.manifest.between
         self.calibration = bundle.manifest.calibration

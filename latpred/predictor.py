@@ -34,7 +34,7 @@ from latpred.kernels.kernel import Kernel
 from latpred.prediction import LEARNED, KernelPrediction, Prediction, to_csv
 from latpred.reading.loading import load as load_model
 
-__all__ = ["KernelPrediction", "Prediction", "Predictor", "load", "predict", "to_csv"]
+__all__ = ["KernelPrediction", "Prediction", "Predictor", "load", "name_of", "predict", "to_csv"]
 
 Model = str | os.PathLike[str] | bytes | ModelProto
 
@@ -121,7 +121,7 @@ class Predictor:
                 self._answers.popitem(last=False)
         else:
             self._answers.move_to_end(key)
-        name = _name_of(model)
+        name = name_of(model)
         if strict and answer.unlearned:
             raise UnsupportedError(
                 f"{name}: strict needs a regressor for every kernel; none for {', '.join(answer.unlearned)}: "
@@ -259,7 +259,8 @@ def installed_runtime() -> str | None:
     return None
 
 
-def _name_of(model: Model) -> str:
+def name_of(model: Model) -> str:
+    """What a prediction of it is called."""
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     if isinstance(model, bytes):

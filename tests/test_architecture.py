@@ -180,8 +180,8 @@ def test_no_bare_except(name: str) -> None:
 def test_public_names_are_these() -> None:
     assert latpred.__all__ == [
         "ArtefactError", "Device", "DeviceError", "DimensionError", "InputError", "KernelPrediction", "LatpredError",
-        "MeasurementError", "ModelError", "Prediction", "Predictor", "ShapeError", "UnsupportedError", "load",
-        "predict",
+        "MeasurementError", "ModelError", "Plan", "Prediction", "Predictor", "ShapeError", "UnsupportedError", "load",
+        "plan", "predict",
     ]  # fmt: skip
     for name in latpred.__all__:
         assert getattr(latpred, name).__name__ == name
