@@ -9,13 +9,16 @@ from pathlib import Path
 __all__ = [
     "add_model_options",
     "add_place_options",
+    "add_point_options",
     "parse_budget",
+    "parse_deadline",
     "parse_dim",
     "parse_interval",
     "parse_positive",
     "parse_shape",
 ]
 
+DEADLINE_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 BUDGET_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -42,6 +45,14 @@ def parse_budget(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 15m or 1h, got {text!r}")
     return float(match[1]) * BUDGET_UNITS_S[match[2]]
+
+
+def parse_deadline(text: str) -> float:
+    """``8ms`` -> 0.008 seconds; units us, ms, s."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"expected a time above 0 such as 500us, 8ms or 1.5s, got {text!r}")
+    return float(match[1]) * DEADLINE_UNITS_S[match[2]]
 
 
 def parse_positive(text: str) -> int:
@@ -79,3 +90,13 @@ def add_place_options(parser: argparse.ArgumentParser, device: str) -> None:
     parser.add_argument("--device", default="local", help=device)
     parser.add_argument("--threads", type=parse_positive, help="threads of the runtime")
     parser.add_argument("--home", type=Path, help="folder of your own datasets/ and models/ (or LATPRED_HOME)")
+
+
+def add_point_options(parser: argparse.ArgumentParser) -> None:
+    """Options of commands about decision points."""
+    add_model_options(parser, "print an object")
+    add_place_options(parser, "local (default), a preset of `latpred device`, or a .toml file")
+    parser.add_argument(
+        "--gate", choices=("pooled", "none"), default="pooled", help="network that scores a point's options"
+    )
+    parser.add_argument("--interval", type=parse_interval, default=0.9, metavar="SHARE", help="default 0.9")

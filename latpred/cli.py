@@ -11,11 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latpred.arguments import add_model_options, add_place_options, parse_budget, parse_interval, parse_positive
+from latpred.arguments import (
+    add_model_options,
+    add_place_options,
+    add_point_options,
+    parse_budget,
+    parse_deadline,
+    parse_interval,
+    parse_positive,
+)
 from latpred.errors import InputError, LatpredError, MeasurementError
 
 if TYPE_CHECKING:
     from latpred.collect.rounds import Step
+    from latpred.decide.plan import Plan
     from latpred.predictor import Prediction
 
 __all__ = ["main"]
@@ -182,6 +191,37 @@ def run_kernels(args: argparse.Namespace) -> int:
     return worst
 
 
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Decision points of the model named, or the choice among those named."""
+    from latpred import predictor
+    from latpred.decide.plan import plan
+
+    files = model_files(args.models)
+    serving = predictor.load(args.device, threads=args.threads, home=args.home)
+    models = files[0] if len(files) == 1 else files
+    return plan(serving, models, dict(args.dim), dict(args.shape), args.gate, interval=args.interval)
+
+
+def run_gates(args: argparse.Namespace) -> int:
+    """``latpred gates``."""
+    from latpred.report import decisions
+
+    found = plan_of(args)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else decisions.gates_text(found))
+    return 0
+
+
+def run_decide(args: argparse.Namespace) -> int:
+    """``latpred decide``."""
+    from latpred.report import decisions
+
+    found = plan_of(args)
+    utilities = decisions.load_utilities(args.utilities) if args.utilities else None
+    answer = decisions.answer(found, args.deadline, args.confidence, utilities)
+    print(json.dumps(answer, indent=1) if args.json else decisions.decide_text(answer))
+    return 0
+
+
 def run_device(args: argparse.Namespace) -> int:
     """``latpred device``."""
     from latpred import device as devices
@@ -303,6 +343,17 @@ def build_parser() -> argparse.ArgumentParser:
     add_place_options(kernels, "whose fusion rules to apply (default: local)")
     kernels.add_argument("--explain", metavar="NODE", help="what became of one node, and what each rule said of it")
     kernels.set_defaults(run=run_kernels)
+
+    gates = commands.add_parser("gates", help="list what can be decided inside a model, and what it saves")
+    add_point_options(gates)
+    gates.set_defaults(run=run_gates)
+
+    decide = commands.add_parser("decide", help="what to do at each decision point so that a deadline holds")
+    add_point_options(decide)
+    decide.add_argument("--deadline", type=parse_deadline, required=True, metavar="8ms", help="of one inference")
+    decide.add_argument("--confidence", type=parse_interval, default=0.99, metavar="SHARE", help="default 0.99")
+    decide.add_argument("--utilities", type=Path, metavar="FILE", help="JSON: point -> option -> what it is worth")
+    decide.set_defaults(run=run_decide)
 
     device = commands.add_parser("device", help="print the roofline of a device, or the names of those known")
     device.add_argument("name", nargs="?", help="local, a preset, or a .toml file")

@@ -7,8 +7,9 @@ option taken saves what it leaves out, less that. The break-even rate r is where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from statistics import NormalDist
 
@@ -17,7 +18,7 @@ import onnx
 from latpred.decide.costs import KEEP, Duration
 from latpred.decide.options import KEPT, Choice
 from latpred.decide.points import EXIT, Point, classes_of
-from latpred.decide.pricing import NOTHING, Price, Pricer
+from latpred.decide.pricing import NOTHING, Price, Pricer, without_weights
 from latpred.errors import SurgeryError
 from latpred.surgery.cuts import Cut
 from latpred.surgery.exits import head
@@ -91,8 +92,8 @@ class Decision:
 
     @property
     def pays(self) -> bool:
-        """Whether any of its options can pay for the point."""
-        return any(option.break_even_rate is not None for option in self.options)
+        """Whether any of its options saves something, even where it saves the least that its interval holds."""
+        return any(option.break_even_rate is not None and option.saved_interval_s[0] > 0.0 for option in self.options)
 
 
 def break_even(gain_s: float, overhead_s: float) -> float | None:
@@ -138,7 +139,6 @@ class Appraiser:
     def __init__(
         self, model: onnx.ModelProto, places: Sequence[Cut], pricer: Pricer, gate: str = POOLED, interval: float = 0.9
     ) -> None:
-        self.model = model
         self.places = tuple(places)
         self.pricer = pricer
         self.gate = gate
@@ -147,8 +147,9 @@ class Appraiser:
         self._pieces: dict[tuple[int, int], onnx.ModelProto] = {}
         self._spans: dict[tuple[int, int], Price] = {}
         self._behind: dict[int, float] = {}
-        wiring = wired(model)
-        self._classes = classes_of(wiring)
+        self._pooled: dict[Hashable, Price] = {}
+        self._wiring = wired(model)
+        self._classes = classes_of(self._wiring)
         device = pricer.predictor.estimator.device
         cached = self.whole.peak_bytes <= device.levels[1].size_bytes
         # Where not all fits in the cache, weights come from memory in any case: the prediction has it.
@@ -162,8 +163,8 @@ class Appraiser:
         looks = self._looks(point, gate)
         overhead_s = looks.time.mean_s + self._cutting_s(point.start, point.end)
         options = [self._option(KEPT, keep, keep, looks, overhead_s)]
-        for choice in point.choices:
-            price = self.pricer.altered(self.between(point.start, point.end), choice)
+        prices = self.pricer.altered(self.between(point.start, point.end), point.choices)
+        for choice, price in zip(point.choices, prices, strict=True):
             options.append(self._option(choice, price, keep, looks, overhead_s))
         return Decision(point.name, point, tuple(options), overhead_s, looks.time.mean_s)
 
@@ -171,7 +172,7 @@ class Appraiser:
         """The piece between two cuts."""
         key = start.position, end.position
         if key not in self._pieces:
-            self._pieces[key] = piece(self.model, start, end)
+            self._pieces[key] = piece(self._wiring, start, end)
         return self._pieces[key]
 
     def span(self, start: Cut, end: Cut) -> Price:
@@ -204,7 +205,7 @@ class Appraiser:
     def _exit(self, point: Point, gate: onnx.ModelProto | None) -> Decision:
         assert self._classes is not None
         cut = point.start
-        answer = self.pricer.of(head(cut, self._classes, confident=True))
+        answer = self._of_pooled(cut, self._classes, partial(head, confident=True))
         # Without a gate network of another kind, the head's own confidence decides: it runs in any case.
         if gate is not None:
             looks, leave = self.pricer.of(gate), answer
@@ -226,9 +227,16 @@ class Appraiser:
         if self.gate == NONE:
             return NOTHING
         try:
-            return self.pricer.of(gate_network(point.start, 1 + len(point.choices)))
+            return self._of_pooled(point.start, 1 + len(point.choices), gate_network)
         except SurgeryError:  # of what cannot be averaged, only time is known when the decision is due
             return NOTHING
+
+    def _of_pooled(self, cut: Cut, width: int, network: Callable[[Cut, int], onnx.ModelProto]) -> Price:
+        """Price of a head or a gate network, made once for all cuts of one shape."""
+        key = cut.spec, cut.channel_axis, width, network is gate_network
+        if key not in self._pooled:
+            self._pooled[key] = self.pricer.of(without_weights(network(cut, width)))
+        return self._pooled[key]
 
     def _cutting_s(self, start: Cut, end: Cut) -> float:
         """What cutting at both ends costs: pieces up to the cuts around it against the graph that spans them."""

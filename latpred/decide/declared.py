@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from latpred.decide.options import choice_of, refusals
-from latpred.decide.points import EXIT, Choice, Point, classes_of
+from latpred.decide.options import Choice, choice_of, refusals
+from latpred.decide.points import EXIT, Point, classes_of
 from latpred.errors import InputError
 from latpred.surgery.cuts import Cut
 from latpred.surgery.gates import checked_gate
@@ -95,6 +95,7 @@ def _cut(declared: Declared, tensor: str, places: Sequence[Cut]) -> Cut:
     if found is None:
         known = ", ".join(cut.tensor for cut in places)
         raise InputError(
-            f"point {declared.name!r} needs tensors where the network can be cut, {tensor!r} is none: take two of {known}"
+            f"point {declared.name!r} needs tensors where the network can be cut, {tensor!r} is none: "
+            f"take two of {known}"
         )
     return found

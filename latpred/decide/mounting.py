@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from latpred.decide.appraisal import Appraiser, Decision, Estimated
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
@@ -61,10 +61,11 @@ def in_order(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     return tuple(ordered)
 
 
-def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str) -> Costs:
+def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, complete: Collection[str] = ()) -> Costs:
     """The chain as it would run: every trunk piece between mounted points, and every option, as predicted.
 
-    What an option is worth is the share of the network's work that it does, until measured accuracies replace it.
+    Options that never pay are left out, save at points named in `complete`. What an option is worth is the share of
+    the network's work that it does, until measured accuracies replace it.
 
     Raises
     ------
@@ -84,8 +85,13 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str) -> C
     points = []
     for number, (one, region_s) in enumerate(zip(mounted, kept_s, strict=True)):
         left_out = sum(piece.mean_s for piece in trunk[number + 1 :]) / total_s
-        worth = [-left_out if option.level == EXIT else _worth(option, region_s / total_s) for option in one.options]
-        points.append(PointCosts(one.name, trunk[number], tuple(map(_costs, one.options, worth))))
+        options = [
+            option
+            for option in one.options
+            if option.level == KEEP or option.break_even_rate is not None or one.name in complete
+        ]
+        worth = [-left_out if option.level == EXIT else _worth(option, region_s / total_s) for option in options]
+        points.append(PointCosts(one.name, trunk[number], tuple(map(_costs, options, worth))))
     predictor = appraiser.pricer.predictor
     return Costs(
         model,

@@ -178,7 +178,7 @@ def plan(
         raise ValueError(f"interval must lie between 0 and 1; got {interval}")
     if gate not in GATES:
         raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}: declare a point to give it a network")
-    if not isinstance(model, str | bytes | ModelProto) and isinstance(model, Sequence):
+    if isinstance(model, Sequence) and not isinstance(model, str | bytes):
         return _among(predictor, model, dims, shapes, interval)
     if shapes is not None and not isinstance(shapes, Mapping):
         raise InputError(f"shapes of one model are a mapping of inputs, got {len(shapes)}: give one, or several models")
@@ -208,7 +208,7 @@ def plan(
         interval,
         decisions,
         tuple(one.name for one in mounted),
-        costs_of(appraiser, mounted, key) if mounted else None,
+        costs_of(appraiser, mounted, key, {*taken, *(mount or ())}) if mounted else None,
     )
 
 

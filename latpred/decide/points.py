@@ -149,20 +149,28 @@ def _regions(wiring: Wiring, places: Sequence[Cut], grid: Grid) -> Iterator[Poin
             inner = {cut.tensor for cut in places[first + 1 : last]}
             region = None
             if inner and (first, last) not in modules:
-                region = _opened(wiring, start, end, inner) if last - first <= WINDOW else None
+                if last - first > WINDOW or _halves(modules, first, last):
+                    continue
+                region = _opened(wiring, start, end, inner)
                 if region is None:
                     continue
-            region = region or piece(wiring.model, start, end)
+            region = region or piece(wiring, start, end)
             found = _point(region, _name(wiring, heavy, start, end), start, end, grid)
             if found.choices:
                 yield found
 
 
+def _halves(modules: set[tuple[int, int]], first: int, last: int) -> bool:
+    """Whether a run of atoms begins or ends inside a module: nobody would recognise it."""
+    return any(
+        (begin < first < end or begin < last < end) and end - begin <= MODULE and not (begin <= first and last <= end)
+        for begin, end in modules
+    )
+
+
 def _opened(wiring: Wiring, start: Cut, end: Cut, inner: set[str]) -> onnx.ModelProto | None:
-    """The region, where inner channels lie across its cuts: across the first and the last, so that none is left over."""
-    if start.dtype != end.dtype:
-        return None
-    region = piece(wiring.model, start, end)
+    """The region, where inner channels lie across each of its cuts; else None."""
+    region = piece(wiring, start, end)
     across = {name for group in groups(region) for name in group.tensors}
     return region if inner <= across else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -81,21 +82,20 @@ class Pricer:
             self._prices[key] = price
         return price
 
-    def altered(self, piece: onnx.ModelProto, choice: Choice) -> Price:
-        """Price of what runs in a region's place; equal regions are rewritten once.
+    def altered(self, piece: onnx.ModelProto, choices: Sequence[Choice]) -> list[Price]:
+        """Prices of what runs in a region's place, one a choice; equal regions are rewritten once.
 
         Raises
         ------
         SurgeryError
             Where the region cannot be altered so.
         """
-        key = fingerprint(_canonical(piece)), choice
-        price = self._altered.get(key)
-        if price is None:
-            rewritten = altered(piece, choice)
-            price = NOTHING if rewritten is None else self.of(rewritten)
-            self._altered[key] = price
-        return price
+        key = fingerprint(_canonical(piece))
+        for choice in choices:
+            if (key, choice) not in self._altered:
+                rewritten = altered(piece, choice)
+                self._altered[key, choice] = NOTHING if rewritten is None else self.of(rewritten)
+        return [self._altered[key, choice] for choice in choices]
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

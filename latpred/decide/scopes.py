@@ -25,19 +25,17 @@ def module_path(node: onnx.NodeProto, stored: Collection[str] = ()) -> tuple[str
     Examples
     --------
     >>> from onnx import helper
-    >>> module_path(helper.make_node("Conv", ["x", "w"], ["y"], "/features/features.2/conv/conv.1/Conv"))
-    ('features', '2', 'conv', '1')
+    >>> module_path(helper.make_node("Conv", ["x", "w"], ["y"], "/features/features.2/conv/conv.1/conv.1.0/Conv"))
+    ('features', '2', 'conv', '1', '0')
     >>> module_path(helper.make_node("Conv", ["x", "layer1.0.conv1.weight"], ["y"], "node_7"), {"layer1.0.conv1.weight"})
     ('layer1', '0', 'conv1')
     """  # noqa: E501
     scopes = [scope for scope in node.name.split("/") if scope]
     if len(scopes) > 1:
-        path: list[str] = []
-        for scope in scopes[:-1]:
-            # PyTorch writes a module of a list with the list's name in front: /layer1/layer1.0
-            inner = scope.removeprefix(f"{path[-1]}.") if path else scope
-            path += inner.split(".") if inner != scope else [scope]
-        return tuple(path)
+        # PyTorch writes a module of a list with the list's name in front: /layer1/layer1.0
+        outer = [""] + [f"{scope}." for scope in scopes]
+        inner = [scope.removeprefix(before) for before, scope in zip(outer, scopes[:-1], strict=False)]
+        return tuple(part for scope in inner for part in scope.split("."))
     for name in node.input:
         parts = name.split(".")
         if name in stored and len(parts) > 1 and parts[-1] in PARAMETERS:

@@ -18,8 +18,8 @@ from latpred.surgery.wiring import Wiring, assembled, extracted, wired
 __all__ = ["chain", "piece"]
 
 
-def piece(model: onnx.ModelProto, start: Cut, end: Cut) -> onnx.ModelProto:
-    """What lies between two cuts of a tidied model.
+def piece(model: onnx.ModelProto | Wiring, start: Cut, end: Cut) -> onnx.ModelProto:
+    """What lies between two cuts of a tidied model, or of its wiring, where many pieces are wanted.
 
     Its inputs are the start's main tensor and those carried ones that it reads; its outputs the end's main tensor,
     then the carried ones and the model's outputs that are made in it.
@@ -41,7 +41,7 @@ def piece(model: onnx.ModelProto, start: Cut, end: Cut) -> onnx.ModelProto:
     >>> [value.name for value in piece(model, middle, last).graph.input]
     ['t']
     """
-    return _piece(wired(model), start, end)
+    return _piece(model if isinstance(model, Wiring) else wired(model), start, end)
 
 
 def chain(model: onnx.ModelProto, places: Sequence[Cut]) -> tuple[onnx.ModelProto, ...]:
