@@ -1,4 +1,4 @@
-"""What commands take: texts that become values, and options that several commands share."""
+"""What commands take: texts that become values, options that several commands share, and the whole parser."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-__all__ = [
-    "add_model_options",
-    "add_place_options",
-    "add_point_options",
-    "parse_budget",
-    "parse_deadline",
-    "parse_dim",
-    "parse_interval",
-    "parse_positive",
-    "parse_shape",
-]
+__all__ = ["build_parser", "parse_budget"]
 
 DEADLINE_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 BUDGET_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -100,3 +90,72 @@ def add_point_options(parser: argparse.ArgumentParser) -> None:
         "--gate", choices=("pooled", "none"), default="pooled", help="network that scores a point's options"
     )
     parser.add_argument("--interval", type=parse_interval, default=0.9, metavar="SHARE", help="default 0.9")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="latpred", description="How long a neural network takes on a device.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="predict the latency of ONNX models")
+    add_model_options(predict, "print an array of objects, one a model")
+    add_place_options(predict, "local (default), a preset of `latpred device`, or a .toml file")
+    predict.add_argument("--top", type=int, default=15, metavar="N", help="slowest kernels to print (default 15)")
+    predict.add_argument("--interval", type=parse_interval, default=0.9, metavar="SHARE", help="default 0.9")
+    predict.add_argument("--strict", action="store_true", help="an error where a kernel has no regressor")
+    predict.add_argument("--csv", action="store_true", help="print one row a kernel")
+
+    validate = commands.add_parser("validate", help="measure models on this machine and compare with the prediction")
+    add_model_options(validate, "print an object instead of tables")
+    add_place_options(validate, "whose prediction to compare (default: local); measuring is always on this machine")
+    validate.add_argument("--repeat", type=parse_positive, default=3, metavar="N", help="rounds (default 3)")
+    validate.add_argument(
+        "--run-budget", type=parse_budget, default=0.3, metavar="0.3s", help="runs of a network a round (default 0.3s)"
+    )
+    validate.add_argument("--families", type=Path, metavar="FILE", help="JSON object: network -> family")
+    kept = validate.add_mutually_exclusive_group()  # together, a choice of the networks would replace all of them
+    kept.add_argument("--save", type=Path, metavar="FILE", help="where to keep what was measured")
+    kept.add_argument("--measured", type=Path, metavar="FILE", help="compare what --save kept; measure nothing")
+
+    kernels = commands.add_parser("kernels", help="print the kernels that the runtime would execute")
+    add_model_options(kernels, "print an array of objects, one a model")
+    add_place_options(kernels, "whose fusion rules to apply (default: local)")
+    kernels.add_argument("--explain", metavar="NODE", help="what became of one node, and what each rule said of it")
+
+    gates = commands.add_parser("gates", help="list what can be decided inside a model, and what it saves")
+    add_point_options(gates)
+
+    decide = commands.add_parser("decide", help="what to do at each decision point so that a deadline holds")
+    add_point_options(decide)
+    decide.add_argument("--deadline", type=parse_deadline, required=True, metavar="8ms", help="of one inference")
+    decide.add_argument("--confidence", type=parse_interval, default=0.99, metavar="SHARE", help="default 0.99")
+    decide.add_argument("--utilities", type=Path, metavar="FILE", help="JSON: point -> option -> what it is worth")
+
+    device = commands.add_parser("device", help="print the roofline of a device, or the names of those known")
+    device.add_argument("name", nargs="?", help="local, a preset, or a .toml file")
+    device.add_argument("--threads", type=parse_positive, help="threads of the runtime")
+    device.add_argument("--home", type=Path, help="folder of your own datasets/ and models/ (or LATPRED_HOME)")
+    device.add_argument("--measure", action="store_true", help="measure again")
+    device.add_argument("--json", action="store_true", help="print an object")
+
+    probe = commands.add_parser("probe", help="find out what the installed runtime fuses")
+    add_place_options(probe, "local")
+    probe.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of the runtime")
+    probe.add_argument("--out", metavar="FILE", help="write the rules here")
+
+    collect = commands.add_parser("collect", help="measure this machine, then fit a predictor of it")
+    add_place_options(collect, "local")
+    collect.add_argument("--budget", type=parse_budget, default=900.0, metavar="15m", help="default 15m")
+    collect.add_argument("--kinds", nargs="+", metavar="KIND", help="only kernels of these kinds")
+    collect.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of the runtime")
+    collect.add_argument("--dry-run", action="store_true", help="print what would be measured first; run nothing")
+    collect.add_argument("--count", type=parse_positive, default=10, help="graphs that --dry-run prints (default 10)")
+    collect.add_argument("--resume", action="store_true", help="go on with the dataset that is there (the default)")
+    collect.add_argument("--fresh", action="store_true", help="start a new dataset (default: go on with the old one)")
+    collect.add_argument("--seed", type=int, default=0, help="of the sampled configurations")
+
+    fit = commands.add_parser("fit", help="fit the regressors again")
+    add_place_options(fit, "local")
+    fit.add_argument("--jobs", type=int, default=-1, help="processes (default: one a core)")
+    return parser

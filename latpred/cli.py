@@ -6,20 +6,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latpred.arguments import (
-    add_model_options,
-    add_place_options,
-    add_point_options,
-    parse_budget,
-    parse_deadline,
-    parse_interval,
-    parse_positive,
-)
+from latpred.arguments import build_parser
 from latpred.errors import InputError, LatpredError, MeasurementError
 
 if TYPE_CHECKING:
@@ -215,8 +207,8 @@ def run_decide(args: argparse.Namespace) -> int:
     """``latpred decide``."""
     from latpred.report import decisions
 
-    found = plan_of(args)
     utilities = decisions.load_utilities(args.utilities) if args.utilities else None
+    found = plan_of(args)
     answer = decisions.answer(found, args.deadline, args.confidence, utilities)
     print(json.dumps(answer, indent=1) if args.json else decisions.decide_text(answer))
     return 0
@@ -310,82 +302,17 @@ def run_fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = argparse.ArgumentParser(prog="latpred", description="How long a neural network takes on a device.")
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    predict = commands.add_parser("predict", help="predict the latency of ONNX models")
-    add_model_options(predict, "print an array of objects, one a model")
-    add_place_options(predict, "local (default), a preset of `latpred device`, or a .toml file")
-    predict.add_argument("--top", type=int, default=15, metavar="N", help="slowest kernels to print (default 15)")
-    predict.add_argument("--interval", type=parse_interval, default=0.9, metavar="SHARE", help="default 0.9")
-    predict.add_argument("--strict", action="store_true", help="an error where a kernel has no regressor")
-    predict.add_argument("--csv", action="store_true", help="print one row a kernel")
-    predict.set_defaults(run=run_predict)
-
-    validate = commands.add_parser("validate", help="measure models on this machine and compare with the prediction")
-    add_model_options(validate, "print an object instead of tables")
-    add_place_options(validate, "whose prediction to compare (default: local); measuring is always on this machine")
-    validate.add_argument("--repeat", type=parse_positive, default=3, metavar="N", help="rounds (default 3)")
-    validate.add_argument(
-        "--run-budget", type=parse_budget, default=0.3, metavar="0.3s", help="runs of a network a round (default 0.3s)"
-    )
-    validate.add_argument("--families", type=Path, metavar="FILE", help="JSON object: network -> family")
-    kept = validate.add_mutually_exclusive_group()  # together, a choice of the networks would replace all of them
-    kept.add_argument("--save", type=Path, metavar="FILE", help="where to keep what was measured")
-    kept.add_argument("--measured", type=Path, metavar="FILE", help="compare what --save kept; measure nothing")
-    validate.set_defaults(run=run_validate)
-
-    kernels = commands.add_parser("kernels", help="print the kernels that the runtime would execute")
-    add_model_options(kernels, "print an array of objects, one a model")
-    add_place_options(kernels, "whose fusion rules to apply (default: local)")
-    kernels.add_argument("--explain", metavar="NODE", help="what became of one node, and what each rule said of it")
-    kernels.set_defaults(run=run_kernels)
-
-    gates = commands.add_parser("gates", help="list what can be decided inside a model, and what it saves")
-    add_point_options(gates)
-    gates.set_defaults(run=run_gates)
-
-    decide = commands.add_parser("decide", help="what to do at each decision point so that a deadline holds")
-    add_point_options(decide)
-    decide.add_argument("--deadline", type=parse_deadline, required=True, metavar="8ms", help="of one inference")
-    decide.add_argument("--confidence", type=parse_interval, default=0.99, metavar="SHARE", help="default 0.99")
-    decide.add_argument("--utilities", type=Path, metavar="FILE", help="JSON: point -> option -> what it is worth")
-    decide.set_defaults(run=run_decide)
-
-    device = commands.add_parser("device", help="print the roofline of a device, or the names of those known")
-    device.add_argument("name", nargs="?", help="local, a preset, or a .toml file")
-    device.add_argument("--threads", type=parse_positive, help="threads of the runtime")
-    device.add_argument("--home", type=Path, help="folder of your own datasets/ and models/ (or LATPRED_HOME)")
-    device.add_argument("--measure", action="store_true", help="measure again")
-    device.add_argument("--json", action="store_true", help="print an object")
-    device.set_defaults(run=run_device)
-
-    probe = commands.add_parser("probe", help="find out what the installed runtime fuses")
-    add_place_options(probe, "local")
-    probe.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of the runtime")
-    probe.add_argument("--out", metavar="FILE", help="write the rules here")
-    probe.set_defaults(run=run_probe)
-
-    collect = commands.add_parser("collect", help="measure this machine, then fit a predictor of it")
-    add_place_options(collect, "local")
-    collect.add_argument("--budget", type=parse_budget, default=900.0, metavar="15m", help="default 15m")
-    collect.add_argument("--kinds", nargs="+", metavar="KIND", help="only kernels of these kinds")
-    collect.add_argument("--provider", default="CPUExecutionProvider", help="execution provider of the runtime")
-    collect.add_argument("--dry-run", action="store_true", help="print what would be measured first; run nothing")
-    collect.add_argument("--count", type=parse_positive, default=10, help="graphs that --dry-run prints (default 10)")
-    collect.add_argument("--resume", action="store_true", help="go on with the dataset that is there (the default)")
-    collect.add_argument("--fresh", action="store_true", help="start a new dataset (default: go on with the old one)")
-    collect.add_argument("--seed", type=int, default=0, help="of the sampled configurations")
-    collect.set_defaults(run=run_collect)
-
-    fit = commands.add_parser("fit", help="fit the regressors again")
-    add_place_options(fit, "local")
-    fit.add_argument("--jobs", type=int, default=-1, help="processes (default: one a core)")
-    fit.set_defaults(run=run_fit)
-    return parser
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "predict": run_predict,
+    "validate": run_validate,
+    "kernels": run_kernels,
+    "gates": run_gates,
+    "decide": run_decide,
+    "device": run_device,
+    "probe": run_probe,
+    "collect": run_collect,
+    "fit": run_fit,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -400,9 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
-    command: Callable[[argparse.Namespace], int] = args.run
     try:
-        code = command(args)
+        code = COMMANDS[args.command](args)
         sys.stdout.flush()
         return code
     except LatpredError as error:

@@ -89,6 +89,10 @@ def test_good_models_are_answered_beside_bad_ones(capsys: pytest.CaptureFixture[
         (("predict", MOBILENET, "--device", "rtx3090", "--dim", "nothing=3"), 2, "nothing"),
         (("predict", MOBILENET, "--device", "rtx3090", "--shape", "nothing=3"), 2, "nothing"),
         (("kernels", MOBILENET, "--explain", "no such node"), 2, "no such node"),
+        (("gates", "nowhere.onnx", "--device", "rtx3090"), 2, "nowhere.onnx"),
+        (("decide", "nowhere.onnx", "--device", "rtx3090", "--deadline", "8ms"), 2, "nowhere.onnx"),
+        (("decide", MOBILENET, "--device", "rtx3090", "--deadline", "8ms", "--utilities", "no.json"), 2, "no.json"),
+        (("decide", MOBILENET, "--device", "rtx3090", "--deadline", "8ms", "--utilities", MOBILENET), 2, "utilities"),
         (("device", "abacus"), 2, "abacus"),
         (("fit", "--device", "never-measured"), 1, "latpred collect"),
         (("collect", "--kinds", "abacus", "--dry-run"), 2, "conv-depthwise"),
@@ -176,3 +180,46 @@ def test_nine_networks_of_the_onnx_package_need_no_flag(capsys: pytest.CaptureFi
     code, out, _ = run(capsys, "predict", str(folder), "--json")
     assert code == 0
     assert len(json.loads(out)) == 9
+
+
+def test_gates_lists_points_with_what_they_save(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "gates", MOBILENET, "--device", "jetson-nano")
+    assert code == 0
+    assert "features.3.conv" in out
+    _, text, _ = run(capsys, "gates", MOBILENET, "--device", "jetson-nano", "--json")
+    answer = json.loads(text)
+    assert {"model", "device", "latency_ms", "mounted", "points"} <= set(answer)
+    point = next(point for point in answer["points"] if point["name"] == "features.3.conv")
+    assert {"start", "end", "overhead_ms", "options", "refused"} <= set(point)
+    wanted = {"name", "level", "saved_ms", "saved_interval_ms", "break_even_rate", "peak_bytes"}
+    assert all(wanted <= set(option) for option in point["options"])
+
+
+def test_decide_keeps_a_loose_deadline_and_says_when_one_cannot_hold(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    place = ("decide", MOBILENET, "--device", "jetson-nano", "--json", "--deadline")
+    code, text, _ = run(capsys, *place, "10s")
+    loose = json.loads(text)
+    assert code == 0
+    assert {point["option"] for point in loose["points"]} == {"keep"}
+    assert loose["probability"] > 0.999
+    _, text, _ = run(capsys, *place, "1us")
+    assert json.loads(text)["probability"] < 0.05
+    utilities = {name["point"]: {"keep": 1.0} for name in loose["points"]}
+    path = tmp_path / "u.json"
+    path.write_text(json.dumps(utilities))
+    code, _, err = run(capsys, *place, "10s", "--utilities", str(path))
+    assert code == 2
+    assert "missing" in err
+    _, out, _ = run(capsys, "decide", MOBILENET, "--device", "jetson-nano", "--deadline", "10s")
+    assert "deadline" in out
+    assert "keep" in out
+
+
+@pytest.mark.parametrize("deadline", ["-8ms", "0ms", "8", "soon"])
+def test_a_deadline_is_a_positive_time(capsys: pytest.CaptureFixture[str], deadline: str) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        run(capsys, "decide", MOBILENET, f"--deadline={deadline}")
+    assert leaving.value.code == 2
+    assert "above 0" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -55,6 +56,7 @@ class Choice:
 
 
 KEPT = Choice(KEEP)
+WRITTEN = re.compile(r"(?P<level>skip|int8|channels(?= )|patches(?=\d+ ))(?P<side>[1-9]\d*)?( (?P<share>\d*\.?\d+))?")
 
 REFUSALS: Mapping[str, Callable[[onnx.ModelProto], str | None]] = {
     "skip": can_skip,
@@ -80,20 +82,17 @@ def choice_of(text: str) -> Choice:
 
     Examples
     --------
-    >>> choice_of("channels 0.5"), choice_of("skip")
-    (Choice(level='channels', share=0.5, granularity=0), Choice(level='skip', share=1.0, granularity=0))
+    >>> choice_of("channels 0.5").share, choice_of("patches14 0.25").granularity, choice_of("int8").level
+    (0.5, 14, 'int8')
     """
-    word, _, number = text.partition(" ")
-    level = word.rstrip("0123456789")
-    try:
-        choice = Choice(level, float(number) if number else 1.0, int(word[len(level) :] or 0))
-    except ValueError:
-        choice = KEPT
-    if choice.level not in REGION_LEVELS or choice.name != text or not 0 < choice.share <= 1:
-        raise InputError(
-            f"an option such as 'skip', 'channels 0.5', 'patches14 0.25' or 'int8' is needed, got {text!r}: write one"
-        )
-    return choice
+    match = WRITTEN.fullmatch(text)
+    if match is not None:
+        choice = Choice(match["level"], float(match["share"] or 1), int(match["side"] or 0))
+        if choice.name == text and 0 < choice.share <= 1:
+            return choice
+    raise InputError(
+        f"an option such as 'skip', 'channels 0.5', 'patches14 0.25' or 'int8' is needed, got {text!r}: write one"
+    )
 
 
 def altered(piece: onnx.ModelProto, choice: Choice) -> onnx.ModelProto | None:
@@ -111,17 +110,22 @@ def altered(piece: onnx.ModelProto, choice: Choice) -> onnx.ModelProto | None:
     >>> altered(onnx.helper.make_model(graph), Choice("skip")) is None
     True
     """
-    if choice.level == "skip":
-        return None
-    if choice.level == "channels":
-        return sliced(piece, choice.share)
-    if choice.level == "patches":
-        wiring = wired(piece)
-        height, width = wiring.spec(wiring.inputs[0]).shape[2:]
-        return computed_on(piece, choice.granularity, counts(height, width, choice.granularity, choice.share))
-    if choice.level == "int8":
-        return in_int8(piece)
-    return piece
+    return REWRITES[choice.level](piece, choice)
+
+
+def _on_patches(piece: onnx.ModelProto, choice: Choice) -> onnx.ModelProto:
+    wiring = wired(piece)
+    height, width = wiring.spec(wiring.inputs[0]).shape[2:]
+    return computed_on(piece, choice.granularity, counts(height, width, choice.granularity, choice.share))
+
+
+REWRITES: Mapping[str, Callable[[onnx.ModelProto, Choice], onnx.ModelProto | None]] = {
+    KEEP: lambda piece, _: piece,
+    "skip": lambda piece, _: None,  # noqa: ARG005
+    "channels": lambda piece, choice: sliced(piece, choice.share),
+    "patches": _on_patches,
+    "int8": lambda piece, _: in_int8(piece),
+}
 
 
 def work_share(choice: Choice) -> float:

@@ -155,7 +155,8 @@ def _regions(wiring: Wiring, places: Sequence[Cut], grid: Grid) -> Iterator[Poin
                 if region is None:
                     continue
             region = region or piece(wiring, start, end)
-            found = _point(region, _name(wiring, heavy, start, end), start, end, grid)
+            whole = not inner or (first, last) in modules
+            found = _point(region, _name(wiring, heavy, start, end, whole), start, end, grid)
             if found.choices:
                 yield found
 
@@ -218,11 +219,11 @@ def _heavy(wiring: Wiring, start: Cut, end: Cut) -> list[int]:
     return [index for index in range(start.position, end.position) if wiring.nodes[index].op_type in HEAVY]
 
 
-def _name(wiring: Wiring, heavy: Sequence[int], start: Cut, end: Cut) -> str:
-    """The module that holds a region's heavy nodes, else the first and the last of them."""
+def _name(wiring: Wiring, heavy: Sequence[int], start: Cut, end: Cut, whole: bool = True) -> str:
+    """The module that holds a region's heavy nodes, else, or if not `whole`, the first and the last of them."""
     paths = [path for index in heavy if (path := module_path(wiring.nodes[index], wiring.stored))]
     common = ".".join(common_path(paths))
-    if common:
+    if common and whole:
         return common
     if paths:
         return " .. ".join(dict.fromkeys((".".join(paths[0]), ".".join(paths[-1]))))

@@ -14,11 +14,12 @@ from latpred.decide.costs import Duration
 from latpred.decide.options import Choice, altered
 from latpred.estimators import kernel_key
 from latpred.fingerprint import fingerprint
+from latpred.graph import read
 from latpred.prediction import Prediction
 from latpred.predictor import Predictor
 from latpred.reading.nodes import rename
 from latpred.surgery.weights import bare
-from latpred.surgery.wiring import Wiring, wired
+from latpred.surgery.wiring import Wiring, declared, wired
 from latpred.tensors import DTYPE_CODES
 
 __all__ = ["NOTHING", "Price", "Pricer", "activation_bytes", "weight_bytes", "without_weights"]
@@ -197,7 +198,19 @@ def _canonical(piece: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def _declare_all(piece: onnx.ModelProto) -> None:
+    """Write the shapes that surgery left for the runtime to infer into the piece, in place."""
+    known = {value.name for value in (*piece.graph.value_info, *piece.graph.output)}
+    unknown = [name for node in piece.graph.node for name in node.output if name and name not in known]
+    if unknown:
+        tensors = read(piece).tensors
+        piece.graph.value_info.extend(
+            declared(name, tensors[name].spec) for name in unknown if tensors[name].dtype in DTYPE_CODES
+        )
+
+
 def _price(predictor: Predictor, piece: onnx.ModelProto) -> Price:
+    _declare_all(piece)
     wiring = wired(piece)
     weights = weight_bytes(wiring)
     peak = activation_bytes(wiring) + weights

@@ -112,8 +112,8 @@ def decide_text(given: dict[str, Any]) -> str:
     if not given["worth_deciding"]:
         return "\n".join([*lines, f"{wanted}: not worth deciding, no option pays for its point"])
     lines.append(
-        f"{wanted}: planned {milliseconds(given['planned_ms'] / 1e3)} ms, met with probability "
-        f"{given['probability']:.3f}, utility {given['utility']:.3f}"
+        f"{wanted}: planned {milliseconds(given['planned_ms'] / 1e3)} ms, utility {given['utility']:.3f}; met with "
+        f"probability {given['probability']:.3f} if nothing is corrected on the way"
     )
     rows = [
         (

@@ -1,0 +1,78 @@
+"""A predictor that counts: 1 us a run and 1 ns a multiply-add, so that expectations can be worked out by hand."""
+
+from __future__ import annotations
+
+from math import prod
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from synthetic import DEVICE
+
+from latpred.calibration import Calibration
+from latpred.prediction import Prediction
+from latpred.surgery.wiring import wired
+
+RUN_S, MAC_S = 1e-6, 1e-9
+
+
+def macs(model: onnx.ModelProto) -> int:
+    wiring = wired(model)
+    count = 0
+    for node in wiring.nodes:
+        if node.op_type == "Conv":
+            out, weight = wiring.spec(node.output[0]).shape, wiring.spec(node.input[1]).shape
+            count += prod(out) * prod(weight[1:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            count += prod(wiring.spec(node.output[0]).shape) * wiring.spec(node.input[0]).shape[-1]
+    return count
+
+
+class CountingPredictor:
+    """Stands for `latpred.Predictor`."""
+
+    device = "counting"
+
+    def __init__(self) -> None:
+        self.estimator = SimpleNamespace(device=DEVICE, calibration=Calibration())
+        self.asked: list[onnx.ModelProto] = []
+
+    def predict(self, model: onnx.ModelProto, *_: Any, **__: Any) -> Prediction:
+        self.asked.append(model)
+        latency_s = RUN_S + MAC_S * macs(model)
+        return Prediction("model", self.device, latency_s, (latency_s, latency_s), 0.9, 1.0, ())
+
+
+def info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def residual_network(blocks: int = 3, width: int = 8, inner: int = 32, classes: int = 10) -> onnx.ModelProto:
+    """A stem, residual blocks of two 1x1 convolutions on 16 x 16 positions, and a classifier."""
+    nodes, stored, infos = [], [], []
+
+    def conv(name: str, x: str, y: str, rows: int, columns: int) -> None:
+        weight = f"{name}.weight"
+        stored.append(numpy_helper.from_array(np.ones((rows, columns, 1, 1), np.float32), weight))
+        nodes.append(helper.make_node("Conv", [x, weight], [y], f"/{name.replace('.', '/')}/Conv"))
+        infos.append(info(y, (1, rows, 16, 16)))
+
+    conv("stem", "x", "t0", width, width)
+    for block in range(blocks):
+        x, y = f"t{block}", f"t{block + 1}"
+        conv(f"layer.{block}.up", x, f"{y}.h", inner, width)
+        conv(f"layer.{block}.down", f"{y}.h", f"{y}.d", width, inner)
+        nodes.append(helper.make_node("Add", [x, f"{y}.d"], [y], f"/layer/{block}/Add"))
+        infos.append(info(y, (1, width, 16, 16)))
+    stored.append(numpy_helper.from_array(np.ones((width, classes), np.float32), "fc.weight"))
+    nodes += [
+        helper.make_node("GlobalAveragePool", [f"t{blocks}"], ["pooled"], "/pool/GlobalAveragePool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], "/flat/Flatten"),
+        helper.make_node("Gemm", ["flat", "fc.weight"], ["y"], "/fc/Gemm"),
+    ]
+    infos += [info("pooled", (1, width, 1, 1)), info("flat", (1, width))]
+    graph = helper.make_graph(nodes, "residual", [info("x", (1, width, 16, 16))], [info("y", (1, classes))], stored)
+    graph.value_info.extend(infos)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
