@@ -83,6 +83,7 @@ class Predictor:
         shapes: Mapping[str, Sequence[int]] | None = None,
         interval: float = 0.9,
         strict: bool = False,
+        cycle_bytes: int = 0,
     ) -> Prediction:
         """Latency of one network.
 
@@ -98,6 +99,9 @@ class Predictor:
             Share of networks that the interval shall cover, between 0 and 1.
         strict : bool
             Refuse kernels that no regressor knows.
+        cycle_bytes : int
+            Bytes that pass from one run to the next at least, where other graphs run in between, as with the pieces of
+            a network: caches keep less of a graph then. By default it runs again and again by itself.
 
         Raises
         ------
@@ -111,11 +115,11 @@ class Predictor:
         if not 0 < interval < 1:
             raise ValueError(f"interval must lie between 0 and 1; got {interval}")
         proto = model if isinstance(model, ModelProto) else load_model(model)
-        key = fingerprint(proto, dims, shapes)
+        key = fingerprint(proto, dims, shapes), cycle_bytes
         answer = self._answers.get(key)
         if answer is None:
             graph = read(proto, dims, shapes)
-            answer = self._answer(detect(graph, self.estimator.rules), graph.notices)
+            answer = self._answer(detect(graph, self.estimator.rules, cycle_bytes), graph.notices)
             self._answers[key] = answer
             while len(self._answers) > CACHED_MODELS:
                 self._answers.popitem(last=False)

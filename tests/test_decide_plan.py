@@ -252,11 +252,13 @@ def test_what_is_predicted_is_what_runs(name: str) -> None:
         region = piece(model, decision.point.start, decision.point.end)
         for option in decision.options[1:]:
             graph = altered(region, choice_of(option.name))
-            expected = 0.0 if graph is None else predictor.predict(graph).latency_s
+            expected = 0.0 if graph is None else predictor.predict(graph, cycle_bytes=found.cycle_bytes).latency_s
             assert option.time.mean_s == pytest.approx(expected, rel=1e-6), (decision.name, option.name)
     ends.append(places[-1])
     whole_s = sum(
-        predictor.predict(piece(model, a, b)).latency_s for a, b in pairwise(ends) if a.position != b.position
+        predictor.predict(piece(model, a, b), cycle_bytes=found.cycle_bytes).latency_s
+        for a, b in pairwise(ends)
+        if a.position != b.position
     )
     kept_s = found.costs.after.mean_s + sum(
         point.before.mean_s + point.options[0].time.mean_s for point in found.costs.points

@@ -92,3 +92,15 @@ def test_ranges_that_overlap_stay_in_the_stack_once(ranges: Sequence[tuple[int, 
 @pytest.mark.parametrize(("given_bytes", "rounded"), [(0, 0), (7, 7), (16, 16), (17, 18), (1000, 1024), (1039, 1024)])
 def test_distances_keep_four_bits(given_bytes: int, rounded: int) -> None:
     assert residency._rounded(given_bytes) == rounded
+
+
+def test_other_graphs_in_between_empty_the_cache_of_all_but_the_inputs() -> None:
+    """a -> b -> c of 64 bytes each, 192 together; of 1000 bytes from run to run, others touch 808."""
+    chain = [Touch((("a", 64),), (("b", 64, (16,)),)), Touch((("b", 64),), (("c", 64, (16,)),))]
+    found, cycle_bytes = distances(chain, cycle_bytes=1000)
+    assert cycle_bytes == 1000
+    assert found[0].read_bytes == 64  # the piece before has just written it
+    assert found[1].read_bytes == 64  # made a moment ago
+    # b and c lie a whole cycle back: 1000 bytes, to four significant bits
+    assert found[0].write_bytes == found[1].write_bytes == 1024
+    assert distances(chain, cycle_bytes=100) == distances(chain)

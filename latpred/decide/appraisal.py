@@ -20,6 +20,7 @@ from latpred.decide.options import KEPT, Choice
 from latpred.decide.points import EXIT, Point, classes_of
 from latpred.decide.pricing import NOTHING, Price, Pricer, without_weights
 from latpred.errors import SurgeryError
+from latpred.predictor import Predictor
 from latpred.surgery.cuts import Cut
 from latpred.surgery.exits import head
 from latpred.surgery.gates import gate_network
@@ -129,7 +130,7 @@ class Appraiser:
         Tidied; weights are not needed.
     places : sequence of Cut
         Of the model.
-    pricer : Pricer
+    predictor : Predictor
     gate : str
         What looks at the tensor where a point starts: one of `GATES`.
     interval : float
@@ -137,12 +138,17 @@ class Appraiser:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, places: Sequence[Cut], pricer: Pricer, gate: str = POOLED, interval: float = 0.9
+        self,
+        model: onnx.ModelProto,
+        places: Sequence[Cut],
+        predictor: Predictor,
+        gate: str = POOLED,
+        interval: float = 0.9,
     ) -> None:
         self.places = tuple(places)
-        self.pricer = pricer
         self.gate = gate
-        self.whole = pricer.of(model)
+        self.whole = Pricer(predictor).of(model)
+        self.pricer = Pricer(predictor, self.whole.cycle_bytes)
         self._multiple = NormalDist().inv_cdf((1 + interval) / 2)
         self._pieces: dict[tuple[int, int], onnx.ModelProto] = {}
         self._spans: dict[tuple[int, int], Price] = {}
@@ -150,7 +156,7 @@ class Appraiser:
         self._pooled: dict[Hashable, Price] = {}
         self._wiring = wired(model)
         self._classes = classes_of(self._wiring)
-        device = pricer.predictor.estimator.device
+        device = predictor.estimator.device
         cached = self.whole.peak_bytes <= device.levels[1].size_bytes
         # Where not all fits in the cache, weights come from memory in any case: the prediction has it.
         self._s_per_byte = 1.0 / device.levels[2].bandwidth_bytes_per_s if cached else 0.0

@@ -48,6 +48,8 @@ class Plan:
         Of the network as it is.
     peak_bytes : int
         Its activations that live at once, and its weights.
+    cycle_bytes : int
+        What passes from one inference to the next: pieces are predicted as they run among all others.
     interval : float
         Share of cases that intervals shall cover.
     decisions : tuple of Decision
@@ -62,6 +64,7 @@ class Plan:
     device: str
     latency_s: float
     peak_bytes: int
+    cycle_bytes: int
     interval: float
     decisions: tuple[Decision, ...]
     mounted: tuple[str, ...]
@@ -185,7 +188,7 @@ def plan(
     source = model if isinstance(model, ModelProto) else load(model)
     light = without_weights(tidied(model, dims, shapes))
     places = cuts(light)
-    appraiser = Appraiser(light, places, Pricer(predictor), gate, interval)
+    appraiser = Appraiser(light, places, predictor, gate, interval)
     by_hand = [(one, point_of(one, light, places)) for one in declared]
     _unique([one.name for one in declared])
     taken = {one.name for one in declared}
@@ -205,6 +208,7 @@ def plan(
         predictor.device,
         latency_s,
         appraiser.whole.peak_bytes,
+        appraiser.whole.cycle_bytes,
         interval,
         decisions,
         tuple(one.name for one in mounted),
@@ -249,6 +253,7 @@ def _among(
         predictor.device,
         first.time.mean_s,
         first.peak_bytes,
+        first.cycle_bytes,
         interval,
         (Decision("model", None, options, 0.0, 0.0),),
         ("model",),

@@ -42,12 +42,15 @@ class Price:
     peak_bytes : int
         Activations that live at once, and the weights that it reads.
     weight_bytes : int
+    cycle_bytes : int
+        What passes from one run of the piece to the next.
     """
 
     time: Duration
     shared_spread: float = 0.0
     peak_bytes: int = 0
     weight_bytes: int = 0
+    cycle_bytes: int = 0
 
 
 NOTHING = Price(Duration(0.0))
@@ -59,6 +62,9 @@ class Pricer:
     Parameters
     ----------
     predictor : Predictor
+    cycle_bytes : int
+        What passes from one run of a piece to the next: all that the whole network touches. A piece that ran by
+        itself would find its weights in a cache that the rest of the network has emptied.
 
     Attributes
     ----------
@@ -66,8 +72,9 @@ class Pricer:
         Pieces that were predicted: others were equal to one of them.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, cycle_bytes: int = 0) -> None:
         self.predictor = predictor
+        self.cycle_bytes = cycle_bytes
         self.predicted = 0
         self._prices: dict[bytes, Price] = {}
         self._altered: dict[tuple[bytes, Choice], Price] = {}
@@ -79,7 +86,7 @@ class Pricer:
         price = self._prices.get(key)
         if price is None:
             self.predicted += 1
-            price = _price(self.predictor, canonical)
+            price = _price(self.predictor, canonical, self.cycle_bytes)
             self._prices[key] = price
         return price
 
@@ -209,16 +216,17 @@ def _declare_all(piece: onnx.ModelProto) -> None:
         )
 
 
-def _price(predictor: Predictor, piece: onnx.ModelProto) -> Price:
+def _price(predictor: Predictor, piece: onnx.ModelProto, cycle_bytes: int) -> Price:
     _declare_all(piece)
     wiring = wired(piece)
     weights = weight_bytes(wiring)
     peak = activation_bytes(wiring) + weights
     if not wiring.nodes:
-        return Price(Duration(0.0), 0.0, peak, weights)
-    prediction = predictor.predict(piece)
+        return Price(Duration(0.0), 0.0, peak, weights, cycle_bytes)
+    prediction = predictor.predict(piece, cycle_bytes=cycle_bytes)
     own, shared = _spreads(predictor, prediction)
-    return Price(Duration(prediction.latency_s, (own * prediction.latency_s) ** 2), shared, peak, weights)
+    cycle_bytes = max((entry.kernel.context.cycle_bytes for entry in prediction.kernels), default=0)
+    return Price(Duration(prediction.latency_s, (own * prediction.latency_s) ** 2), shared, peak, weights, cycle_bytes)
 
 
 def _spreads(predictor: Predictor, prediction: Prediction) -> tuple[float, float]:

@@ -137,7 +137,7 @@ def _repeated(kernel: Kernel) -> tuple[int, int, int, int, int]:
     )
 
 
-def detect(graph: Graph, rules: RuleBook) -> Detection:
+def detect(graph: Graph, rules: RuleBook, cycle_bytes: int = 0) -> Detection:
     """The kernels that the runtime launches for a graph.
 
     Parameters
@@ -146,6 +146,8 @@ def detect(graph: Graph, rules: RuleBook) -> Detection:
         As `latpred.graph.read` gives it: every shape and dtype known.
     rules
         What the runtime fuses, reorders and drops.
+    cycle_bytes
+        Bytes that pass from one inference to the next at least, where other graphs run in between.
 
     Returns
     -------
@@ -153,7 +155,7 @@ def detect(graph: Graph, rules: RuleBook) -> Detection:
         Kernels in launch order, ops that are free, and what the rules remarked.
     """
     launches, summary = _walk(graph, rules, scope="", repeat=1)
-    return replace(summary, kernels=_with_context(launches))
+    return replace(summary, kernels=_with_context(launches, cycle_bytes))
 
 
 @dataclass(slots=True)
@@ -257,9 +259,9 @@ def _spec(working: WorkingGraph, name: str) -> Spec:
     return Spec(tensor.shape, tensor.dtype, tensor.constant and name not in working.producers)
 
 
-def _with_context(launches: list[_Launch]) -> tuple[Kernel, ...]:
+def _with_context(launches: list[_Launch], least_cycle_bytes: int) -> tuple[Kernel, ...]:
     """Kernels with where their operands lie when they start."""
-    found, cycle_bytes = distances(_touches(launches))
+    found, cycle_bytes = distances(_touches(launches), least_cycle_bytes)
     return tuple(
         Kernel(
             kind=kind_of(launch.node.op_type, launch.node.domain, launch.inputs, launch.node.attributes),

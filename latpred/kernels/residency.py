@@ -67,6 +67,7 @@ class _Buffer:
     uses: int = 0  # readings still to come
     dies: int = -1
     start: int = 0
+    given: bool = False  # an input of the network
 
 
 @dataclass(slots=True)
@@ -75,13 +76,16 @@ class _Plan:
     of: dict[str, int] = field(default_factory=dict)  # tensor -> buffer
 
 
-def distances(touches: Sequence[Touch]) -> tuple[list[Distances], int]:
-    """Distances of each launch in the steady state, and the bytes that one inference touches.
+def distances(touches: Sequence[Touch], cycle_bytes: int = 0) -> tuple[list[Distances], int]:
+    """Distances of each launch in the steady state, and the bytes that pass from one inference to the next.
 
     Parameters
     ----------
     touches : sequence of Touch
         In launch order.
+    cycle_bytes : int
+        What passes from one inference to the next at least, where other graphs run in between: these then touch what
+        the launches do not, and have just written the inputs.
 
     Examples
     --------
@@ -98,9 +102,15 @@ def distances(touches: Sequence[Touch]) -> tuple[list[Distances], int]:
     footprint_bytes = max((b.start + b.size for b in plan.buffers), default=0) + sum(t.weight_bytes for t in touches)
     # The state that an inference leaves: everything was touched once, buffers in the order of their last use.
     stack: list[tuple[int, int, int]] = []  # start, end and `flow` when touched; latest last
-    flow = 0  # bytes of weights that passed so far
+    flow = 0  # bytes of weights, and of other graphs, that passed so far
+    beside_bytes = max(0, cycle_bytes - footprint_bytes)
     found: list[Distances] = []
     for recording in (False, True):
+        if recording and beside_bytes:
+            flow += beside_bytes
+            for buffer in plan.buffers:
+                if not buffer.arena and buffer.given:
+                    _touch(stack, buffer.start, buffer.start + buffer.size, flow)
         for touch in touches:
             read = read_size = 0
             for name, size in touch.inputs:
@@ -116,7 +126,7 @@ def distances(touches: Sequence[Touch]) -> tuple[list[Distances], int]:
                     write_size += size
             if recording:
                 found.append(Distances(_rounded(read // max(read_size, 1)), _rounded(write // max(write_size, 1))))
-    return found, footprint_bytes
+    return found, footprint_bytes + beside_bytes
 
 
 def _rounded(distance_bytes: int) -> int:
@@ -136,7 +146,7 @@ def _planned(touches: Sequence[Touch]) -> _Plan:
         for name, size in touch.inputs:
             if name not in plan.of:  # an input of the network: the caller's memory
                 plan.of[name] = len(plan.buffers)
-                plan.buffers.append(_Buffer(size, (), False, step, uses[name]))
+                plan.buffers.append(_Buffer(size, (), False, step, uses[name], given=True))
         for name, size, shape in touch.outputs:
             plan.of[name] = index = _buffer_of(plan, touch, name, size, shape, uses, free, step)
             buffer = plan.buffers[index]
