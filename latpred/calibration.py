@@ -239,7 +239,7 @@ def fit_spread(log_errors: ArrayLike, parts: Sequence[Parts], expected: Spread) 
     parts : sequence of Parts, length n
     expected : Spread
     """
-    from scipy.optimize import minimize  # costs half a second, and predicting needs none of it
+    from scipy.optimize import minimize  # here, because predicting imports this module and needs none of it
 
     if not len(parts):
         return expected

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic import DEVICE, META, measured
 
-from latpred.bundle import Bundle
+from latpred.bundle import SCHEMA_VERSION, Bundle
 from latpred.calibration import Launches
 from latpred.errors import ArtefactError, DeviceError
 from latpred.fit import FitReport, WholeGraph, fit_samples
@@ -86,7 +86,7 @@ def test_missing_files_are_refused(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema_version": 99}, "schema version 1 is needed, found 99"),
+        ({"schema_version": 99}, f"schema version {SCHEMA_VERSION} is needed, found 99"),
         ({"between": {}, "kinds": None}, "incomplete"),
         ({"surprise": 1}, "incomplete"),
     ],

@@ -3,6 +3,7 @@
 import pytest
 from runtime_oracle import graph
 
+from latpred.estimators import kernel_key
 from latpred.graph import read
 from latpred.kernels.detect import detect
 from latpred.kernels.fusion import default_rules
@@ -25,3 +26,10 @@ def test_averages_of_newer_opsets_are_another_kernel_outside_the_blocked_layout(
 def test_powers_that_are_multiplied_out_are_another_kernel(exponent, kind):
     model = graph(f"g (float[1,64] x) => (float[1,64] y) <float e = {{{exponent}}}> {{ y = Pow (x, e) }}")
     assert [k.kind for k in detect(read(model), default_rules()).kernels] == [kind]
+
+
+def test_what_tells_loops_apart_tells_estimates_apart() -> None:
+    """A predictor remembers estimates by this key."""
+    model = "g (float[1,64] x) => (float[1,64] y) <float e = {%s}> { y = Pow (x, e) }"
+    keys = {kernel_key(detect(read(graph(model % e)), default_rules()).kernels[0]) for e in ("2.0", "3.0", "0.5")}
+    assert len(keys) == 3

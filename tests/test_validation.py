@@ -240,6 +240,7 @@ def test_the_regime_says_what_the_predictor_has_seen() -> None:
     assert "nothing was measured" in validated().regime
     learned = Told()
     learned.estimator = LearnedEstimator(BUNDLE)
+    learned.estimator.reference_s = 0.0008
     found = compare(MEASURED, learned)
     assert f"({BUNDLE.manifest.records} records)" in found.regime
     assert "Toy CPU, onnxruntime 1.2.3, 1 thread" in found.regime
@@ -248,6 +249,10 @@ def test_the_regime_says_what_the_predictor_has_seen() -> None:
     other = compare(replace(MEASURED, threads=2, processor="Other CPU"), learned)
     assert [text for text in other.warnings if "threads" in text and "1, measured was 2" in text]
     assert [text for text in other.warnings if "Other CPU" in text]
+    # the campaign's speed is a yardstick for its own machine only
+    assert found.machine_ratio == pytest.approx(1.25)
+    assert other.machine_ratio is None
+    assert [one.measured_s for one in other.compared] == pytest.approx([0.010, 0.021])
     elsewhere = compare(replace(MEASURED, provider="CUDAExecutionProvider"), learned)
     assert elsewhere.warnings[len(Told.warnings) :] == (
         "provider: the predictor is of CPUExecutionProvider, measured was CUDAExecutionProvider",

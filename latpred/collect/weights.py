@@ -19,8 +19,7 @@ from latpred.reading.binding import bind_inputs
 
 __all__ = ["fill_weights", "runnable"]
 
-# Where ops of quantized models take scales and zero points. A zero point differs between channels in next to no model,
-# and where it does, the runtime falls back to code that is up to a hundred times slower.
+# Where ops take scales of normalised values.
 NORMALISED = {
     "BatchNormalization": (1, 4),
     "GroupNormalization": (1,),
@@ -31,30 +30,23 @@ NORMALISED = {
     "SkipLayerNormalization": (2,),
     "SkipSimplifiedLayerNormalization": (2,),
 }
-SCALES = {
-    "QuantizeLinear": (1,),
-    "DequantizeLinear": (1,),
-    "QLinearConv": (1, 4, 6),
-    "QLinearMatMul": (1, 4, 6),
-    "QGemm": (1, 4, 7),
-    "MatMulIntegerToFloat": (2, 3),
-    "DynamicQuantizeMatMul": (2,),
-    "DynamicQuantizeLSTM": (8, 10),
-    "QAttention": (3, 4),
+# Where ops of quantized models take scales, and where zero points. A zero point differs between channels in next to no
+# model, and where it does, the runtime falls back to code that is up to a hundred times slower.
+QUANTIZED = {
+    "QuantizeLinear": ((1,), (2,)),
+    "DequantizeLinear": ((1,), (2,)),
+    "QLinearConv": ((1, 4, 6), (2, 5, 7)),
+    "QLinearMatMul": ((1, 4, 6), (2, 5, 7)),
+    "QGemm": ((1, 4, 7), (2, 5, 8)),
+    "MatMulInteger": ((), (2, 3)),
+    "ConvInteger": ((), (2, 3)),
+    "MatMulIntegerToFloat": ((2, 3), (4, 5)),
+    "DynamicQuantizeMatMul": ((2,), (3,)),
+    "DynamicQuantizeLSTM": ((8, 10), (9, 11)),
+    "QAttention": ((3, 4), (6, 7)),
 }
-ZERO_POINTS = {
-    "QuantizeLinear": (2,),
-    "DequantizeLinear": (2,),
-    "QLinearConv": (2, 5, 7),
-    "QLinearMatMul": (2, 5, 7),
-    "QGemm": (2, 5, 8),
-    "MatMulInteger": (2, 3),
-    "ConvInteger": (2, 3),
-    "MatMulIntegerToFloat": (4, 5),
-    "DynamicQuantizeMatMul": (3,),
-    "DynamicQuantizeLSTM": (9, 11),
-    "QAttention": (6, 7),
-}
+SCALES = {**NORMALISED, **{op_type: scales for op_type, (scales, _) in QUANTIZED.items()}}
+ZERO_POINTS = {op_type: points for op_type, (_, points) in QUANTIZED.items()}
 UNSIGNED_ZERO = 128
 
 DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -124,7 +116,7 @@ def fill_weights(model: onnx.ModelProto, folder: Path | None = None) -> onnx.Mod
     >>> onnx.numpy_helper.to_array(tensor).shape
     (2, 8)
     """
-    positive = set(_operands(model.graph, NORMALISED)) | set(_operands(model.graph, SCALES))
+    positive = set(_operands(model.graph, SCALES))
     equal = set(_operands(model.graph, ZERO_POINTS))
     for tensor in _tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL and folder is not None and _lies_in(folder, tensor):

@@ -241,7 +241,8 @@ def _launch(node: Node, working: WorkingGraph, scope: str, repeat: int) -> _Laun
     inputs = tuple([_spec(working, name) for name in node.inputs])
     outputs = tuple([_spec(working, name) for name in node.outputs if name])
     opset = working.opsets.get("", 1)
-    more = runtime_attributes(node.op_type, node.domain, opset, lambda index: working.values(node.inputs[index]))
+    named = dict(enumerate(node.inputs))
+    more = runtime_attributes(node.op_type, node.domain, opset, lambda index: working.values(named.get(index, "")))
     if more:
         node.attributes = {**node.attributes, **more}
     work = (
