@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,9 @@ class Device:
         Peaks by dtype at other thread counts, where measured.
     bandwidth_curve : tuple of (int, float)
         Working set in B, bandwidth in B/s: the measurement that the levels were read from.
+    start_curve : tuple of (int, float, float)
+        Bytes touched since; what starting a graph costs more for having lain idle so long, in s; and what it costs on
+        top where no graph was started since, in s. Sizes grow. Without it, each is taken to be `dispatch_s`.
     runtime, runtime_version, provider : str
         What ran the measurement, such as ``onnxruntime``, ``1.31.1``, ``CPUExecutionProvider``.
     source : str
@@ -135,6 +139,7 @@ class Device:
     theoretical_flops: Mapping[str, float] = field(default_factory=dict)
     peak_flops_by_threads: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     bandwidth_curve: tuple[tuple[int, float], ...] = ()
+    start_curve: tuple[tuple[int, float, float], ...] = ()
     runtime: str = ""
     runtime_version: str = ""
     provider: str = ""
@@ -219,6 +224,29 @@ class Device:
                 return index
         return len(self.levels) - 1
 
+    def start_s(self, idle_bytes: float, evicting_bytes: float) -> float:
+        """What a chain of graphs pays for starting one of them, in s, beyond a start right after the same graph's last.
+
+        Parameters
+        ----------
+        idle_bytes : float
+            Bytes that all graphs of the chain touch: so long the graph has lain idle.
+        evicting_bytes : float
+            Bytes that it touches itself: so long the next one will wait for code that all graphs share.
+
+        Examples
+        --------
+        >>> levels = Level("L2", 2**20, 80e9), Level("L3", 2**24, 20e9), Level("DRAM", 2**34, 10e9)
+        >>> curve = (2**20, 1e-6, 4e-6), (2**24, 3e-6, 20e-6)
+        >>> device = Device("toy", "toy-1", 1, 1, 1e9, {"float32": 1e11}, levels, 1e-6, {"float32": 8}, start_curve=curve)
+        >>> round(device.start_s(2**30, 2**22) * 1e6, 6)  # 3 us, and halfway from 4 to 20 us
+        15.0
+        """  # noqa: E501
+        if not self.start_curve:
+            return 2 * self.dispatch_s
+        sizes, own_s, shared_s = zip(*self.start_curve, strict=True)
+        return _between(sizes, own_s, idle_bytes) + _between(sizes, shared_s, evicting_bytes)
+
     def ridge_flop_per_byte(self, dtype: str = "float32") -> float:
         """Arithmetic intensity in FLOP/byte at which off-chip memory and arithmetic take equally long.
 
@@ -234,6 +262,7 @@ class Device:
         row["levels"] = list(row["levels"])
         row["peak_flops_by_threads"] = {str(n): dict(peaks) for n, peaks in self.peak_flops_by_threads.items()}
         row["bandwidth_curve"] = [list(point) for point in self.bandwidth_curve]
+        row["start_curve"] = [list(point) for point in self.start_curve]
         row["notes"], row["references"] = list(self.notes), list(self.references)
         return {"schema_version": SCHEMA_VERSION, **row}
 
@@ -265,12 +294,25 @@ class Device:
             fields["peak_flops_by_threads"] = {int(n): dict(peaks) for n, peaks in by_threads.items()}
             curve = fields.get("bandwidth_curve", ())
             fields["bandwidth_curve"] = tuple((int(size), float(speed)) for size, speed in curve)
+            starts = fields.get("start_curve", ())
+            fields["start_curve"] = tuple((int(size), float(own_s), float(code_s)) for size, own_s, code_s in starts)
             fields["notes"], fields["references"] = tuple(fields.get("notes", ())), tuple(fields.get("references", ()))
             return cls(**fields)
         except DeviceError as error:
             raise DeviceError(f"{origin}: {error}") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise DeviceError(f"{origin}: a field has the wrong form ({error}); compare it with a preset") from error
+
+
+def _between(sizes: Sequence[int], costs_s: Sequence[float], size_bytes: float) -> float:
+    """Read off a curve, linear in the logarithm of the size; falling to zero with it below the first point."""
+    if size_bytes <= sizes[0]:
+        return costs_s[0] * max(0.0, size_bytes) / sizes[0]
+    above = bisect_right(sizes, size_bytes)
+    if above == len(sizes):
+        return costs_s[-1]
+    share = math.log(size_bytes / sizes[above - 1]) / math.log(sizes[above] / sizes[above - 1])
+    return costs_s[above - 1] + share * (costs_s[above] - costs_s[above - 1])
 
 
 def load_toml(source: str | Path) -> Device:

@@ -17,19 +17,18 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from latpred.collect.clock import measured_frequency_hz
+from latpred.collect.launching import batch_s, checked, dispatch_s, fastest_s, session_of, start_curve
 from latpred.collect.plateaus import levels_from, significant
 from latpred.collect.processor import Processor, identify, theoretical_flops
 from latpred.device import Device
 from latpred.errors import InputError, MeasurementError
 
-__all__ = ["Progress", "bandwidth_curve", "dispatch_s", "measure_device", "peak_flops"]
+__all__ = ["Progress", "bandwidth_curve", "measure_device", "peak_flops"]
 
 Progress = Callable[[str, float], None]
 """Called with what is measured now, and the share of the measurement that is done (0 to 1)."""
 
 KIB, MIB = 1024, 1024**2
-
-_OPSET, _IR_VERSION = 17, 8
 
 _SMALLEST_BYTES, _LARGEST_BYTES = 8 * KIB, 256 * MIB
 
@@ -91,6 +90,7 @@ def measure_device(
     curve = bandwidth_curve(threads, _largest_bytes(processor), 0.5 * seconds)
     report("dispatch", 0.95)
     launch_s = dispatch_s(threads)
+    starts = start_curve(threads, _largest_bytes(processor) // 2)
     # The higher of before and after: a neighbour's load slows a clock for seconds, nothing speeds it up.
     clocks_hz.append(measured_frequency_hz())
     measured_hz = max((clock_hz for clock_hz in clocks_hz if clock_hz), default=None)
@@ -114,6 +114,7 @@ def measure_device(
         },
         peak_flops_by_threads=peaks,
         bandwidth_curve=tuple(curve),
+        start_curve=tuple(starts),
         runtime="onnxruntime",
         runtime_version=onnxruntime.__version__,
         provider=provider,
@@ -139,9 +140,9 @@ def peak_flops(threads: int = 1, seconds: float = 6.0) -> dict[str, float]:
     for dtype, entries in graphs.items():
         rates = []
         for model, feed, flops in entries:
-            session = _session(model, threads)
+            session = session_of(model, threads)
             if session is not None:
-                rates.append(flops / _fastest_s(partial(session.run, None, feed), each_s))
+                rates.append(flops / fastest_s(partial(session.run, None, feed), each_s))
         if rates:
             peaks[dtype] = significant(max(rates))
     if "float32" not in peaks:
@@ -176,19 +177,6 @@ def bandwidth_curve(
     return points
 
 
-def dispatch_s(threads: int = 1, seconds: float = 1.0) -> float:
-    """Cost in s of launching one kernel: what one more one-element node adds to a graph's latency."""
-    few, many = 32, 288
-    latencies = {}
-    for nodes in (few, many):
-        session = _session(_chain(nodes), threads)
-        if session is None:
-            raise MeasurementError("onnxruntime did not run a chain of Neg and Sin: reinstall it, then measure again")
-        feed = {"x": np.ones(1, np.float32)}
-        latencies[nodes] = _fastest_s(partial(session.run, None, feed), seconds / 2)
-    return significant(max((latencies[many] - latencies[few]) / (many - few), 1e-9))
-
-
 def _silent(_what: str, _share: float) -> None:
     """Report to nobody."""
 
@@ -215,19 +203,6 @@ def _notes(processor: Processor, measured_hz: float | None) -> tuple[str, ...]:
     return (f"{clock}; {told}", units, *machine)
 
 
-def _fastest_s(call: Callable[[], Any], seconds: float) -> float:
-    """Shortest time in s of one call, within about `seconds`; short calls are timed in batches."""
-    start = time.perf_counter()
-    call()
-    first_s = time.perf_counter() - start
-    batch = max(1, int(200e-6 / max(first_s, 1e-7)))
-    shortest_s, runs, end = first_s, 0, start + seconds
-    while runs < 3 or time.perf_counter() < end:
-        shortest_s = min(shortest_s, _batch_s(call, batch))
-        runs += 1
-    return shortest_s
-
-
 def _pass_over(size_bytes: int) -> Callable[[], Any]:
     source = np.ones(max(1, size_bytes // 8), np.float32)
     target = np.zeros_like(source)
@@ -244,24 +219,17 @@ def _pass_s(size_bytes: int, seconds: float) -> float | None:
     pass_s, call_s = float("inf"), float("inf")
     rounds, end = 0, time.perf_counter() + seconds
     while rounds < 3 or time.perf_counter() < end:
-        pass_s = min(pass_s, _batch_s(one_pass, batch))
-        call_s = min(call_s, _batch_s(empty_call, min(batch, 16)))
+        pass_s = min(pass_s, batch_s(one_pass, batch))
+        call_s = min(call_s, batch_s(empty_call, min(batch, 16)))
         rounds += 1
     alone_s = pass_s - call_s
     return alone_s if alone_s > _SMALLEST_SHARE_OF_CALL * call_s else None
 
 
-def _batch_s(call: Callable[[], Any], batch: int) -> float:
-    start = time.perf_counter()
-    for _ in range(batch):
-        call()
-    return (time.perf_counter() - start) / batch
-
-
 def _joint_bandwidth(pool: ThreadPoolExecutor, threads: int, part_bytes: int, seconds: float) -> float:
     """Bandwidth in B/s of all threads, each over its own part; the best of three rounds."""
     passes = [_pass_over(part_bytes) for _ in range(threads)]
-    repeats = max(2, int(seconds / 4 / _fastest_s(passes[0], seconds / 8)))
+    repeats = max(2, int(seconds / 4 / fastest_s(passes[0], seconds / 8)))
 
     def work(one_pass: Callable[[], Any]) -> None:
         for _ in range(repeats):
@@ -273,20 +241,6 @@ def _joint_bandwidth(pool: ThreadPoolExecutor, threads: int, part_bytes: int, se
         list(pool.map(work, passes))
         best = max(best, threads * part_bytes * repeats / (time.perf_counter() - start))
     return best
-
-
-def _session(model: onnx.ModelProto, threads: int) -> Any | None:
-    """An inference session, or None where this build of the runtime has no such kernel."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except (states.Fail, states.NotImplemented):
-        return None
 
 
 _Entry = tuple[onnx.ModelProto, dict[str, np.ndarray[Any, Any]], int]
@@ -338,16 +292,6 @@ def _integer_graphs() -> Sequence[_Entry]:
     return entries
 
 
-def _chain(nodes: int) -> onnx.ModelProto:
-    """One-element nodes that no runtime fuses or cancels: Sin and Neg in turn."""
-    steps = [
-        helper.make_node(("Sin", "Neg")[i % 2], [f"t{i}" if i else "x"], [f"t{i + 1}" if i + 1 < nodes else "y"])
-        for i in range(nodes)
-    ]
-    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, (1,)) for end in "xy"]
-    return _checked(helper.make_graph(steps, "chain", ends[:1], ends[1:]))
-
-
 def _model(
     op_type: str,
     inputs: Sequence[str],
@@ -366,8 +310,4 @@ def _model(
         [helper.make_tensor_value_info("y", output_type, shape)],
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )
-    return _checked(graph)
-
-
-def _checked(graph: onnx.GraphProto) -> onnx.ModelProto:
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    return checked(graph)

@@ -36,7 +36,9 @@ class Price:
     Attributes
     ----------
     time : Duration
-        Latency in s, and the variance of the error that is its own, in s^2.
+        Latency in s, its start included, and the variance of the error that is its own, in s^2.
+    start_s : float
+        The part of it that starting one more graph among others takes, beyond what predictions of networks hold.
     shared_spread : float
         Relative standard deviation of the error that it shares with other pieces.
     peak_bytes : int
@@ -47,6 +49,7 @@ class Price:
     """
 
     time: Duration
+    start_s: float = 0.0
     shared_spread: float = 0.0
     peak_bytes: int = 0
     weight_bytes: int = 0
@@ -222,11 +225,13 @@ def _price(predictor: Predictor, piece: onnx.ModelProto, cycle_bytes: int) -> Pr
     weights = weight_bytes(wiring)
     peak = activation_bytes(wiring) + weights
     if not wiring.nodes:
-        return Price(Duration(0.0), 0.0, peak, weights, cycle_bytes)
+        return Price(Duration(0.0), 0.0, 0.0, peak, weights, cycle_bytes)
     prediction = predictor.predict(piece, cycle_bytes=cycle_bytes)
     own, shared = _spreads(predictor, prediction)
-    cycle_bytes = max((entry.kernel.context.cycle_bytes for entry in prediction.kernels), default=0)
-    return Price(Duration(prediction.latency_s, (own * prediction.latency_s) ** 2), shared, peak, weights, cycle_bytes)
+    start_s = predictor.estimator.device.start_s(cycle_bytes, peak) if cycle_bytes else 0.0
+    latency_s = prediction.latency_s + start_s
+    passing = max((entry.kernel.context.cycle_bytes for entry in prediction.kernels), default=0)
+    return Price(Duration(latency_s, (own * latency_s) ** 2), start_s, shared, peak, weights, passing)
 
 
 def _spreads(predictor: Predictor, prediction: Prediction) -> tuple[float, float]:

@@ -1,0 +1,115 @@
+"""A network as a chain of pieces on ONNX Runtime: one session a piece, buffers bound once and shared between pieces.
+
+How `decide_truth.py` and `decide_deadlines.py` run what a plan predicts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+ORT_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(bool)": np.bool_,
+}
+
+ALIGNMENT_BYTES = 64
+
+
+class Buffers:
+    """Tensors by name and shape, each allocated once, aligned as the runtime aligns its own.
+
+    Parameters
+    ----------
+    seed : int
+        Of what inputs of a network are filled with: standard normal, or integers below 2.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._values: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+
+    def of(self, value: Any, name: str | None = None) -> np.ndarray:
+        """The buffer of a session's input or output, under another name where given."""
+        name = name or value.name
+        shape = tuple(size if isinstance(size, int) else 1 for size in value.shape)
+        if (name, shape) not in self._values:
+            dtype = np.dtype(ORT_DTYPES[value.type])
+            if name == "active_patches":
+                drawn = np.arange(shape[0])
+            elif dtype.kind == "f":
+                drawn = self._rng.standard_normal(shape)
+            else:
+                drawn = self._rng.integers(0, 2, shape)
+            self._values[name, shape] = aligned(shape, dtype)
+            self._values[name, shape][...] = drawn
+        return self._values[name, shape]
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An array that starts where a cache line does: numpy promises 16 bytes, and wide loads across lines are slower."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    room = np.empty(size + ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT_BYTES
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+class Piece:
+    """A graph that runs on bound buffers.
+
+    Parameters
+    ----------
+    model : ModelProto
+    buffers : Buffers
+    threads : int
+    renamed : mapping of str to str
+        Input or output -> buffer: what stands in for it where something before it was left out.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        buffers: Buffers,
+        threads: int = 1,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        self.session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self.binding = self.session.io_binding()
+        self.buffers = buffers  # bound by address: they must live as long as the session
+        others = renamed or {}
+        for values, bind in (
+            (self.session.get_inputs(), self.binding.bind_input),
+            (self.session.get_outputs(), self.binding.bind_output),
+        ):
+            for value in values:
+                array = buffers.of(value, others.get(value.name))
+                bind(value.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self) -> None:
+        """Once, from its input buffers to its output buffers."""
+        self.session.run_with_iobinding(self.binding)
+
+
+def timed(chain: Sequence[Piece]) -> float:
+    """Latency in s of one inference."""
+    start_s = time.perf_counter()
+    for one in chain:
+        one.run()
+    return time.perf_counter() - start_s
