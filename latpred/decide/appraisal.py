@@ -149,6 +149,7 @@ class Appraiser:
         self.gate = gate
         self.whole = Pricer(predictor).of(model)
         self.pricer = Pricer(predictor, self.whole.cycle_bytes)
+        self.cutting = predictor.estimator.calibration.cutting
         self._multiple = NormalDist().inv_cdf((1 + interval) / 2)
         self._pieces: dict[tuple[int, int], onnx.ModelProto] = {}
         self._spans: dict[tuple[int, int], Price] = {}
@@ -195,6 +196,7 @@ class Appraiser:
         saved_s = gain_s - overhead_s
         kept = choice.level == KEEP
         own = looks.time.variance_s2 + (0.0 if kept else keep.time.variance_s2 + price.time.variance_s2)
+        own += (self.cutting.spread * self.whole.time.mean_s) ** 2
         spread_s = sqrt(own + (self.whole.shared_spread * saved_s) ** 2)
         return Estimated(
             choice.name,
@@ -252,7 +254,8 @@ class Appraiser:
         parts_s = sum(
             self.span(*ends).time.mean_s for ends in ((before, start), (start, end), (end, behind))
         )  # fmt: skip
-        return parts_s - self.span(before, behind).time.mean_s
+        predicted_s = parts_s - self.span(before, behind).time.mean_s
+        return self.cutting.charged_s(predicted_s, 1 if first == last else 2, self.whole.time.mean_s)
 
     def _behind_s(self, cut: Cut) -> float:
         """All that runs behind a cut, as one graph: atoms, less what cutting between them would cost."""
