@@ -90,8 +90,7 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
     trunk = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
-    more_s = _unforeseen_s(appraiser, mounted, total_s) / len(mounted)
-    trunk = [*(Duration(max(0.0, one.mean_s + more_s), one.variance_s2) for one in trunk[:-1]), trunk[-1]]
+    trunk = _shared_out(trunk, _unforeseen_s(appraiser, mounted, total_s))
     points = []
     for number, (one, region_s) in enumerate(zip(mounted, kept_s, strict=True)):
         left_out = sum(piece.mean_s for piece in trunk[number + 1 :]) / total_s
@@ -126,6 +125,15 @@ def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: fl
         + whole_s
         - chain_s
     )
+
+
+def _shared_out(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
+    """The same with more time, in equal parts, on the pieces that there are."""
+    there = [number for number, one in enumerate(trunk) if one.mean_s > 0.0] or [len(trunk) - 1]
+    return [
+        Duration(max(0.0, one.mean_s + more_s / len(there)), one.variance_s2) if number in there else one
+        for number, one in enumerate(trunk)
+    ]
 
 
 def _costs(option: Estimated, utility: float) -> OptionCosts:
