@@ -247,15 +247,19 @@ class Appraiser:
         return self._pooled[key]
 
     def _cutting_s(self, start: Cut, end: Cut) -> float:
-        """What cutting at both ends costs: pieces up to the cuts around it against the graph that spans them."""
+        """What cutting at both ends costs, by what chains of graphs were measured to take more than predicted."""
+        cuts = 1 if start.position == end.position else 2
+        return self.cutting.charged_s(self._apart_s(start, end), cuts, self.whole.time.mean_s)
+
+    def _apart_s(self, start: Cut, end: Cut) -> float:
+        """Predicted: pieces up to the cuts around it against the graph that spans them."""
         first, last = self._index(start), self._index(end)
         before = self.places[max(first - 1, 0)]
         behind = self.places[min(last + 1, len(self.places) - 1)]
         parts_s = sum(
             self.span(*ends).time.mean_s for ends in ((before, start), (start, end), (end, behind))
         )  # fmt: skip
-        predicted_s = parts_s - self.span(before, behind).time.mean_s
-        return self.cutting.charged_s(predicted_s, 1 if first == last else 2, self.whole.time.mean_s)
+        return parts_s - self.span(before, behind).time.mean_s
 
     def _behind_s(self, cut: Cut) -> float:
         """All that runs behind a cut, as one graph: atoms, less what cutting between them would cost."""
@@ -263,7 +267,7 @@ class Appraiser:
             rest_s = 0.0
             for index in reversed(range(len(self.places) - 1)):
                 here, after = self.places[index], self.places[index + 1]
-                joined_s = self._cutting_s(after, after) if index + 2 < len(self.places) else 0.0
+                joined_s = self._apart_s(after, after) if index + 2 < len(self.places) else 0.0
                 rest_s += self.span(here, after).time.mean_s - joined_s
                 self._behind[here.position] = rest_s
         return self._behind[cut.position]
