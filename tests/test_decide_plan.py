@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import onnx
 import pytest
 from counting_predictor import CountingPredictor, info, macs, residual_network
 from onnx import helper
+from synthetic import DEVICE
 
 import latpred
 from latpred.decide.declared import Declared
+from latpred.decide.identity import identity_of
 from latpred.decide.options import altered, choice_of
 from latpred.decide.plan import Plan, plan
 from latpred.decide.points import Grid, points
@@ -224,6 +227,36 @@ def test_a_choice_among_models() -> None:
         planned([large])
 
 
+def test_identities_tell_models_shapes_and_machines_apart() -> None:
+    predictor: Any = CountingPredictor()
+    found = planned()
+    assert found.costs is not None
+    assert (found.costs.model, found.costs.device) == identity_of(predictor, residual_network())
+    large, small = residual_network(3), residual_network(1)
+    both = planned([large, small]).compile()
+    assert (both.model, both.device) == identity_of(predictor, [large, small])
+    keys = [identity_of(predictor, one).model for one in (large, small, [large, small], [small, large])]
+    keys.append(identity_of(predictor, large, shapes={"x": (2, 8, 16, 16)}).model)
+    assert len(set(keys)) == len(keys)
+    here = identity_of(predictor, large).device
+    assert here == "counting (Toy CPU, threads: 1)"
+    for changes in ({"processor": "Other"}, {"threads": 2}, {"runtime": "onnxruntime", "runtime_version": "9.9"}):
+        predictor.estimator.device = replace(DEVICE, **changes)
+        assert identity_of(predictor, large).device != here
+
+
+def test_a_table_of_another_model_or_device_is_refused(tmp_path: Path) -> None:
+    predictor: Any = CountingPredictor()
+    path = tmp_path / "model.table"
+    plan(predictor, residual_network(3)).compile().save(path)
+    assert latpred.Table.load(path, *identity_of(predictor, residual_network(3))).points
+    with pytest.raises(latpred.ArtefactError, match="table of model"):
+        latpred.Table.load(path, *identity_of(predictor, residual_network(4)))
+    predictor.estimator.device = replace(DEVICE, threads=2)
+    with pytest.raises(latpred.ArtefactError, match=r"threads: 2.*threads: 1"):
+        latpred.Table.load(path, *identity_of(predictor, residual_network(3)))
+
+
 def test_a_plan_as_rows_and_as_an_object() -> None:
     found = planned()
     text = json.loads(json.dumps(found.to_dict()))
@@ -236,8 +269,9 @@ def test_a_plan_as_rows_and_as_an_object() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit_test_b2r160"])
 def test_what_is_predicted_is_what_runs(name: str) -> None:
-    """Times of the table against the pieces of the model as surgery makes them, predicted one by one."""
+    """Times of the table against the pieces of the model as surgery makes them, predicted one by one, and started."""
     predictor = latpred.load("jetson-nano")
+    start_s = 2 * predictor.estimator.device.dispatch_s  # where nobody measured what a start costs
     path = NETWORKS / f"{name}.onnx"
     found = plan(predictor, path, gate="none")
     assert found.costs is not None
@@ -252,14 +286,19 @@ def test_what_is_predicted_is_what_runs(name: str) -> None:
         region = piece(model, decision.point.start, decision.point.end)
         for option in decision.options[1:]:
             graph = altered(region, choice_of(option.name))
-            expected = 0.0 if graph is None else predictor.predict(graph, cycle_bytes=found.cycle_bytes).latency_s
+            expected = (
+                start_s + predictor.predict(graph, cycle_bytes=found.cycle_bytes).latency_s
+                if graph is not None
+                else 0.0
+            )
             assert option.time.mean_s == pytest.approx(expected, rel=1e-6), (decision.name, option.name)
     ends.append(places[-1])
     whole_s = sum(
-        predictor.predict(piece(model, a, b), cycle_bytes=found.cycle_bytes).latency_s
+        start_s + predictor.predict(piece(model, a, b), cycle_bytes=found.cycle_bytes).latency_s
         for a, b in pairwise(ends)
         if a.position != b.position
     )
+    whole_s -= start_s  # the prediction of the network as it is has one
     kept_s = found.costs.after.mean_s + sum(
         point.before.mean_s + point.options[0].time.mean_s for point in found.costs.points
     )

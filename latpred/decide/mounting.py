@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from latpred.decide.appraisal import Appraiser, Decision, Estimated
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
+from latpred.decide.identity import Identity
 from latpred.decide.options import Choice, work_share
 from latpred.decide.points import EXIT, Point
 from latpred.errors import InputError
@@ -61,7 +62,9 @@ def in_order(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     return tuple(ordered)
 
 
-def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, complete: Collection[str] = ()) -> Costs:
+def costs_of(
+    appraiser: Appraiser, mounted: Sequence[Decision], identity: Identity, complete: Collection[str] = ()
+) -> Costs:
     """The chain as it would run: every trunk piece between mounted points, and every option, as predicted.
 
     Options that never pay are left out, save at points named in `complete`. What an option is worth is the share of
@@ -79,10 +82,8 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
     first, last = appraiser.places[0], appraiser.places[-1]
     starts = [_point(one).start for one in mounted] + [last]
     ends = [first] + [_point(one).end for one in mounted]
-    trunk = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
-    # The network's own prediction, which the chain is to be compared with, holds one start.
-    first_s = appraiser.span(first, last).start_s
-    trunk[-1] = Duration(max(0.0, trunk[-1].mean_s - first_s), trunk[-1].variance_s2)
+    spans = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
+    trunk = _without_start(spans, appraiser.span(first, last).start_s)
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
     points = []
@@ -95,16 +96,24 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
         ]
         worth = [-left_out if option.level == EXIT else _worth(option, region_s / total_s) for option in options]
         points.append(PointCosts(one.name, trunk[number], tuple(map(_costs, options, worth))))
-    predictor = appraiser.pricer.predictor
     return Costs(
-        model,
-        predictor.device,
+        *identity,
         tuple(points),
         trunk[-1],
         appraiser.whole.shared_spread,
         decide_s=DECIDE_S,
-        frequency_hz=predictor.estimator.device.frequency_hz,
+        frequency_hz=appraiser.pricer.predictor.estimator.device.frequency_hz,
     )
+
+
+def _without_start(trunk: Sequence[Duration], start_s: float) -> list[Duration]:
+    """Trunk pieces less the one start that the network's own prediction holds: off the first, which every path runs."""
+    shorter = []
+    for piece in trunk:
+        taken_s = min(start_s, piece.mean_s)
+        start_s -= taken_s
+        shorter.append(Duration(piece.mean_s - taken_s, piece.variance_s2))
+    return shorter
 
 
 def _costs(option: Estimated, utility: float) -> OptionCosts:

@@ -11,22 +11,19 @@ from math import sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from onnx import ModelProto
-
 from latpred.decide.appraisal import GATES, Appraiser, Decision, Estimated, break_even
 from latpred.decide.chain import chain_of
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
 from latpred.decide.declared import Declared, gate_of, point_of
 from latpred.decide.forecast import Remaining, bounds_s, expected_s
+from latpred.decide.identity import Identity, Shapes, identity_of, paired
 from latpred.decide.mounting import DECIDE_S, chosen, costs_of, in_order
 from latpred.decide.names import Names, Rates
 from latpred.decide.points import Grid, points
 from latpred.decide.pricing import Price, Pricer, without_weights
 from latpred.decide.table import Table, compile_table
 from latpred.errors import InputError
-from latpred.fingerprint import fingerprint
 from latpred.predictor import Model, Predictor, name_of
-from latpred.reading.loading import load
 from latpred.surgery.cuts import cuts
 from latpred.surgery.tidy import tidied
 
@@ -141,7 +138,7 @@ def plan(
     predictor: Predictor,
     model: Model | Sequence[Model],
     dims: Mapping[str, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]] | None] | None = None,
+    shapes: Shapes | Sequence[Shapes | None] | None = None,
     gate: str = "pooled",
     grid: Grid | None = None,
     declared: Sequence[Declared] = (),
@@ -181,12 +178,10 @@ def plan(
         raise ValueError(f"interval must lie between 0 and 1; got {interval}")
     if gate not in GATES:
         raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}: declare a point to give it a network")
-    if isinstance(model, Sequence) and not isinstance(model, str | bytes):
-        return _among(predictor, model, dims, shapes, interval)
-    if shapes is not None and not isinstance(shapes, Mapping):
-        raise InputError(f"shapes of one model are a mapping of inputs, got {len(shapes)}: give one, or several models")
-    source = model if isinstance(model, ModelProto) else load(model)
-    light = without_weights(tidied(model, dims, shapes))
+    (only, bound), *others = pairs = paired(model, shapes)
+    if others:
+        return _among(predictor, pairs, dims, identity_of(predictor, model, dims, shapes), interval)
+    light = without_weights(tidied(only, dims, bound))
     places = cuts(light)
     appraiser = Appraiser(light, places, predictor, gate, interval)
     by_hand = [(one, point_of(one, light, places)) for one in declared]
@@ -202,9 +197,9 @@ def plan(
     else:
         _unique(mount)
         mounted = in_order([_named(decisions, name) for name in mount])
-    key = fingerprint(source, dims, shapes).hex()
+    identity = identity_of(predictor, only, dims, bound)
     return Plan(
-        name_of(model),
+        name_of(only),
         predictor.device,
         latency_s,
         appraiser.whole.peak_bytes,
@@ -212,28 +207,21 @@ def plan(
         interval,
         decisions,
         tuple(one.name for one in mounted),
-        costs_of(appraiser, mounted, key, {*taken, *(mount or ())}) if mounted else None,
+        costs_of(appraiser, mounted, identity, {*taken, *(mount or ())}) if mounted else None,
     )
 
 
 def _among(
     predictor: Predictor,
-    models: Sequence[Model],
+    pairs: Sequence[tuple[Model, Shapes | None]],
     dims: Mapping[str, int] | None,
-    shapes: Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]] | None] | None,
+    identity: Identity,
     interval: float,
 ) -> Plan:
     """The choice among several models, or several shapes of one; the first is kept."""
-    listed = [shapes] * len(models) if shapes is None or isinstance(shapes, Mapping) else list(shapes)
-    if len(models) < 2 or len(listed) != len(models):
-        raise InputError(
-            f"a choice needs two models or more, and shapes of each, got {len(models)} and {len(listed)}: name them all"
-        )
     pricer = Pricer(predictor)
-    prices = [
-        pricer.of(without_weights(tidied(one, dims, own))) for one, own in zip(models, listed, strict=True)
-    ]  # fmt: skip
-    names = _own_names([name_of(one) for one in models], listed)
+    prices = [pricer.of(without_weights(tidied(one, dims, own))) for one, own in pairs]
+    names = _own_names([name_of(one) for one, _ in pairs], [own for _, own in pairs])
     first = prices[0]
     multiple = NormalDist().inv_cdf((1 + interval) / 2)
     options = tuple(_whole(name, price, first, multiple) for name, price in zip(names, prices, strict=True))
@@ -242,14 +230,11 @@ def _among(
         OptionCosts(one.name, one.level, one.time, one.time.mean_s / most_s, peak_bytes=one.peak_bytes)
         for one in options
     ]
-    key = fingerprint(models[0], dims, listed[0])
-    for one, own in zip(models[1:], listed[1:], strict=True):
-        key = bytes(a ^ b for a, b in zip(key, fingerprint(one, dims, own), strict=True))
     point = PointCosts("model", Duration(0.0), tuple(costs))
     clock_hz = predictor.estimator.device.frequency_hz
     shared = max(price.shared_spread for price in prices)
     return Plan(
-        ", ".join(dict.fromkeys(name_of(one) for one in models)),
+        ", ".join(dict.fromkeys(name_of(one) for one, _ in pairs)),
         predictor.device,
         first.time.mean_s,
         first.peak_bytes,
@@ -257,7 +242,7 @@ def _among(
         interval,
         (Decision("model", None, options, 0.0, 0.0),),
         ("model",),
-        Costs(key.hex(), predictor.device, (point,), Duration(0.0), shared, decide_s=DECIDE_S, frequency_hz=clock_hz),
+        Costs(*identity, (point,), Duration(0.0), shared, decide_s=DECIDE_S, frequency_hz=clock_hz),
     )
 
 
@@ -272,7 +257,7 @@ def _whole(name: str, price: Price, first: Price, multiple: float) -> Estimated:
     )
 
 
-def _own_names(names: Sequence[str], shapes: Sequence[Mapping[str, Sequence[int]] | None]) -> Iterator[str]:
+def _own_names(names: Sequence[str], shapes: Sequence[Shapes | None]) -> Iterator[str]:
     for number, (name, own) in enumerate(zip(names, shapes, strict=True)):
         if names.count(name) == 1:
             yield name

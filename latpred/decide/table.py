@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latpred.decide import layout
-from latpred.decide.costs import LEVELS, Costs
+from latpred.decide.costs import LEVELS, Costs, Duration, OptionCosts, PointCosts
 from latpred.errors import ArtefactError, InputError
 
 if TYPE_CHECKING:
@@ -103,6 +105,41 @@ class Table:
         """Bytes of all arrays together."""
         return sum(int(getattr(self, name).nbytes) for name in COLUMNS)
 
+    def costs(self) -> Costs:
+        """What the table was compiled from.
+
+        Raises
+        ------
+        InputError
+            When a number or a name cannot be of a plan, as in a file that another program wrote.
+        """
+        rows = zip(
+            [name for names in self.options for name in names],
+            [LEVELS[level] if level < len(LEVELS) else f"number {level}" for level in self.level.tolist()],
+            map(Duration, self.mean_s.tolist(), self.variance_s2.tolist()),
+            self.utility.tolist(),
+            self.ends.astype(bool).tolist(),
+            self.switch_s.tolist(),
+            self.peak_bytes.tolist(),
+            strict=True,
+        )
+        options = [OptionCosts(*row) for row in rows]
+        trunk = [*map(Duration, self.trunk_mean_s.tolist(), self.trunk_variance_s2.tolist())]
+        first = self.first_option.tolist()
+        return Costs(
+            self.model,
+            self.device,
+            tuple(
+                PointCosts(point, trunk[number], tuple(options[first[number] : first[number + 1]]))
+                for number, point in enumerate(self.points)
+            ),
+            trunk[-1],
+            self.shared_spread,
+            self.noise_spread,
+            self.decide_s,
+            self.frequency_hz or None,
+        )
+
     def utilities(self) -> dict[str, dict[str, float]]:
         """What each option is worth when nothing else is said: point -> option -> utility; made to be edited."""
         return {
@@ -138,7 +175,7 @@ class Table:
             _same_names("option", f"point {point!r}", names, given)
             for name in names:
                 value = given[name]
-                if isinstance(value, str) or not np.isfinite(value):
+                if not (isinstance(value, Real) and abs(value) <= sys.float_info.max):
                     raise InputError(f"the utility of {point!r}, {name!r} must be a finite number, got {value!r}")
                 values.append(float(value))
         return np.array(values)
@@ -230,8 +267,11 @@ class Table:
             columns: dict[str, Any] = {name: arrays[name] for name in COLUMNS}
             numbers: dict[str, Any] = {name: float(arrays[name]) for name in NUMBERS}
             table = cls(str(header["model"]), str(header["device"]), points, options, **columns, **numbers)
+            table.costs()
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{path}: names and arrays do not fit each other ({error}): compile again") from error
+        except InputError as error:
+            raise ArtefactError(f"{path}: {error}, then compile again") from error
         table.require(model, device)
         return table
 
