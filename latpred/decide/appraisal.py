@@ -149,6 +149,7 @@ class Appraiser:
         self.gate = gate
         self.whole = Pricer(predictor).of(model)
         self.pricer = Pricer(predictor, self.whole.cycle_bytes)
+        self.cutting = predictor.estimator.calibration.cutting
         self._multiple = NormalDist().inv_cdf((1 + interval) / 2)
         self._pieces: dict[tuple[int, int], onnx.ModelProto] = {}
         self._spans: dict[tuple[int, int], Price] = {}
@@ -195,6 +196,7 @@ class Appraiser:
         saved_s = gain_s - overhead_s
         kept = choice.level == KEEP
         own = looks.time.variance_s2 + (0.0 if kept else keep.time.variance_s2 + price.time.variance_s2)
+        own += (self.cutting.spread * self.whole.time.mean_s) ** 2
         spread_s = sqrt(own + (self.whole.shared_spread * saved_s) ** 2)
         return Estimated(
             choice.name,
@@ -245,7 +247,12 @@ class Appraiser:
         return self._pooled[key]
 
     def _cutting_s(self, start: Cut, end: Cut) -> float:
-        """What cutting at both ends costs: pieces up to the cuts around it against the graph that spans them."""
+        """What cutting at both ends costs; at an end of the network there is nothing to cut."""
+        inner = {start.position, end.position} - {self.places[0].position, self.places[-1].position}
+        return self.cutting.charged_s(self._parted_s(start, end), len(inner), self.whole.time.mean_s)
+
+    def _parted_s(self, start: Cut, end: Cut) -> float:
+        """What pieces up to the cuts around both ends are predicted to take more than the graph that spans them."""
         first, last = self._index(start), self._index(end)
         before = self.places[max(first - 1, 0)]
         behind = self.places[min(last + 1, len(self.places) - 1)]
@@ -255,12 +262,12 @@ class Appraiser:
         return parts_s - self.span(before, behind).time.mean_s
 
     def _behind_s(self, cut: Cut) -> float:
-        """All that runs behind a cut, as one graph: atoms, less what cutting between them would cost."""
+        """All that runs behind a cut, as one graph: atoms, less what they take more for being apart."""
         if not self._behind:
             rest_s = 0.0
             for index in reversed(range(len(self.places) - 1)):
                 here, after = self.places[index], self.places[index + 1]
-                joined_s = self._cutting_s(after, after) if index + 2 < len(self.places) else 0.0
+                joined_s = self._parted_s(after, after) if index + 2 < len(self.places) else 0.0
                 rest_s += self.span(here, after).time.mean_s - joined_s
                 self._behind[here.position] = rest_s
         return self._behind[cut.position]

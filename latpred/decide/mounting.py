@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
 
 from latpred.decide.appraisal import Appraiser, Decision, Estimated
@@ -15,32 +14,41 @@ from latpred.errors import InputError
 __all__ = ["DECIDE_S", "chosen", "costs_of", "in_order"]
 
 DECIDE_S = 1e-6  # one decision of a compiled table in CPython
+ALLOWANCE = 0.1  # of the latency
+SMALLEST_S = 1e-9
 EXIT_MARKS = (0.25, 0.5, 0.75)  # exits are mounted where about so much of the latency is behind
 
 
-def chosen(decisions: Sequence[Decision], whole_s: float) -> tuple[Decision, ...]:
-    """Points that pay and do not overlap: regions that save most together, and an exit at about each quarter.
+def chosen(decisions: Sequence[Decision], whole_s: float, allowance: float = ALLOWANCE) -> tuple[Decision, ...]:
+    """Points that pay and do not overlap, those first that save most for what they cost every inference.
 
-    Weighted interval scheduling (Kleinberg, Tardos: Algorithm design, 2005, section 6.1), each region weighing as much
-    as its best option saves. Then of exits that pay, those that save nearest to what is left at `EXIT_MARKS`.
+    Regions, and an exit near each of `EXIT_MARKS`, by the ratio of the best saving to the overhead, as long as the
+    overheads together stay within an allowance (the greedy rule for knapsacks: Dantzig, Discrete-variable extremum
+    problems, Operations Research 5(2), 1957).
+
+    Parameters
+    ----------
+    decisions : sequence of Decision
+    whole_s : float
+        Latency of the network as it is, in s.
+    allowance : float
+        Share of it that having points may cost where all of them keep what there is.
     """
-    regions = [one for one in decisions if _point(one).is_exit is False and one.pays]
-    regions.sort(key=lambda one: (_point(one).end.position, _point(one).start.position))
-    ends = [_point(one).end.position for one in regions]
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for number, one in enumerate(regions):
-        before = best[bisect_right(ends, _point(one).start.position, 0, number)]
-        taken = before[0] + one.best_saved_s, (*before[1], number)
-        best.append(max(best[number], taken, key=lambda way: way[0]))
-    mounted = [regions[number] for number in best[-1][1]]
-    for mark in EXIT_MARKS:
-        free = [
-            one
-            for one in decisions
-            if _point(one).is_exit and one.pays and not any(_point(one).overlaps(_point(other)) for other in mounted)
-        ]
-        if free:
-            mounted.append(min(free, key=lambda one: abs(one.best_saved_s - (1.0 - mark) * whole_s)))
+    paying = [one for one in decisions if one.pays]
+    exits = [one for one in paying if _point(one).is_exit]
+    marked = {
+        min(exits, key=lambda one: abs(one.best_saved_s - (1.0 - mark) * whole_s)).name
+        for mark in EXIT_MARKS
+        if exits
+    }  # fmt: skip
+    waiting = [one for one in paying if not _point(one).is_exit or one.name in marked]
+    waiting.sort(key=lambda one: -one.best_saved_s / max(one.overhead_s, SMALLEST_S))
+    mounted: list[Decision] = []
+    left_s = allowance * whole_s
+    for one in waiting:
+        if one.overhead_s <= left_s and not any(_point(one).overlaps(_point(other)) for other in mounted):
+            mounted.append(one)
+            left_s -= max(0.0, one.overhead_s)
     return in_order(mounted)
 
 
@@ -82,10 +90,10 @@ def costs_of(
     first, last = appraiser.places[0], appraiser.places[-1]
     starts = [_point(one).start for one in mounted] + [last]
     ends = [first] + [_point(one).end for one in mounted]
-    spans = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
-    trunk = _without_start(spans, appraiser.span(first, last).start_s)
+    trunk = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
+    trunk = _charged(trunk, _unforeseen_s(appraiser, mounted, total_s))
     points = []
     for number, (one, region_s) in enumerate(zip(mounted, kept_s, strict=True)):
         left_out = sum(piece.mean_s for piece in trunk[number + 1 :]) / total_s
@@ -106,14 +114,33 @@ def costs_of(
     )
 
 
-def _without_start(trunk: Sequence[Duration], start_s: float) -> list[Duration]:
-    """Trunk pieces less the one start that the network's own prediction holds: off the first, which every path runs."""
-    shorter = []
-    for piece in trunk:
-        taken_s = min(start_s, piece.mean_s)
-        start_s -= taken_s
-        shorter.append(Duration(piece.mean_s - taken_s, piece.variance_s2))
-    return shorter
+def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: float) -> float:
+    """What the chain costs beyond its pieces' own predictions."""
+    first, last = appraiser.places[0], appraiser.places[-1]
+    ends = {cut.position for one in mounted for cut in (_point(one).start, _point(one).end)}
+    whole_s = appraiser.whole.time.mean_s
+    # The network's own prediction holds one start.
+    predicted_s = chain_s - appraiser.span(first, last).start_s - whole_s
+    return (
+        appraiser.cutting.charged_s(predicted_s, len(ends - {first.position, last.position}), whole_s)
+        + whole_s
+        - chain_s
+    )
+
+
+def _charged(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
+    """Trunk pieces with what the chain costs more, or less, a part of it before each point.
+
+    What comes off a piece that is too short for it comes off the next one.
+    """
+    shares_s = [more_s / (len(trunk) - 1)] * (len(trunk) - 1) + [0.0]
+    left_s = 0.0
+    charged = []
+    for piece, share_s in zip(trunk, shares_s, strict=True):
+        wanted_s = piece.mean_s + share_s + left_s
+        left_s = min(0.0, wanted_s)
+        charged.append(Duration(wanted_s - left_s, piece.variance_s2))
+    return charged
 
 
 def _costs(option: Estimated, utility: float) -> OptionCosts:
