@@ -237,7 +237,7 @@ def test_a_confidence_is_a_share(capsys: pytest.CaptureFixture[str], confidence:
 
 
 def paying_network(path: Path) -> tuple[str, ...]:
-    """A small network, and a slow device on which its blocks pay."""
+    """A small network, and a slow device on which leaving it behind the first block pays."""
     onnx.save(residual_network(2, width=64, inner=512), path)
     return str(path), "--device", "raspberry-pi-4", "--deadline", "8ms"
 
@@ -250,9 +250,10 @@ def paying_network(path: Path) -> tuple[str, ...]:
         ("[" * 100_000, "must be JSON"),
         ("[]", "object of objects"),
         ('{"layer.0": 1.0}', "object of objects"),
-        ("{}", "each point of the table (layer.0, "),
+        ("{}", "each point of the table (exit after layer.0)"),
         ('{"layer.9": {"keep": 1.0}}', "unknown 'layer.9'"),
-        ('{"layer.0": {}}', "missing "),
+        ('{"exit after layer.0": {"keep": 1.0}}', "missing 'exit'"),
+        ('{"exit after layer.0": {"keep": 1.0, "exit": 0.5, "skip": 0.5}}', "unknown 'skip'"),
     ],
 )
 def test_utilities_that_cannot_be_used_are_one_line(
@@ -277,11 +278,11 @@ def test_a_utility_is_a_finite_number(capsys: pytest.CaptureFixture[str], tmp_pa
     path.write_text(json.dumps(utilities))
     code, again, _ = run(capsys, *place, "--json", "--utilities", str(path))
     assert (code, json.loads(again)) == (0, json.loads(text))  # what is printed can be given back
-    utilities["layer.0"]["skip"] = value
+    utilities["exit after layer.0"]["exit"] = value
     path.write_text(json.dumps(utilities))
     code, out, err = run(capsys, *place, "--utilities", str(path))
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "the utility of 'layer.0', 'skip' must be a finite number" in err
+    assert "the utility of 'exit after layer.0', 'exit' must be a finite number" in err
 
 
 def test_utilities_of_a_network_that_nothing_pays_in_are_refused(
@@ -311,10 +312,10 @@ def test_ctrl_c_is_one_line(
 
 
 def test_a_network_without_a_cut_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8]) for name in ("a", "b", "c", "d")]
-    nodes = [helper.make_node("Relu", ["a"], ["c"]), helper.make_node("Relu", ["b"], ["d"])]
-    path = tmp_path / "apart.onnx"
-    onnx.save(helper.make_model(helper.make_graph(nodes, "apart", infos[:2], infos[2:])), path)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])
+    node = helper.make_node("RandomNormal", [], ["y"], shape=[1, 8])
+    path = tmp_path / "noise.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "noise", [], [y])), path)
     for command in (("gates",), ("decide", "--deadline", "8ms")):
         code, out, err = run(capsys, *command, str(path), "--device", "jetson-nano")
         assert (code, out, err.count("\n")) == (2, "", 1)

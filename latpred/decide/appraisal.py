@@ -247,12 +247,15 @@ class Appraiser:
         return self._pooled[key]
 
     def _cutting_s(self, start: Cut, end: Cut) -> float:
-        """What cutting at both ends costs; at an end of the network there is nothing to cut."""
-        inner = {start.position, end.position} - {self.places[0].position, self.places[-1].position}
-        return self.cutting.charged_s(self._parted_s(start, end), len(inner), self.whole.time.mean_s)
+        """What cutting costs at both ends, by what chains of graphs were measured to take more than predicted.
 
-    def _parted_s(self, start: Cut, end: Cut) -> float:
-        """What pieces up to the cuts around both ends are predicted to take more than the graph that spans them."""
+        Where the network begins and ends there is nothing to cut.
+        """
+        inner = {start.position, end.position} - {self.places[0].position, self.places[-1].position}
+        return self.cutting.charged_s(self._apart_s(start, end), len(inner), self.whole.time.mean_s)
+
+    def _apart_s(self, start: Cut, end: Cut) -> float:
+        """Predicted: pieces up to the cuts around it against the graph that spans them."""
         first, last = self._index(start), self._index(end)
         before = self.places[max(first - 1, 0)]
         behind = self.places[min(last + 1, len(self.places) - 1)]
@@ -267,7 +270,7 @@ class Appraiser:
             rest_s = 0.0
             for index in reversed(range(len(self.places) - 1)):
                 here, after = self.places[index], self.places[index + 1]
-                joined_s = self._parted_s(after, after) if index + 2 < len(self.places) else 0.0
+                joined_s = self._apart_s(after, after) if index + 2 < len(self.places) else 0.0
                 rest_s += self.span(here, after).time.mean_s - joined_s
                 self._behind[here.position] = rest_s
         return self._behind[cut.position]

@@ -93,7 +93,7 @@ def costs_of(
     trunk = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
-    trunk = _charged(trunk, _unforeseen_s(appraiser, mounted, total_s))
+    trunk = _shared_out(trunk, _unforeseen_s(appraiser, mounted, total_s))
     points = []
     for number, (one, region_s) in enumerate(zip(mounted, kept_s, strict=True)):
         left_out = sum(piece.mean_s for piece in trunk[number + 1 :]) / total_s
@@ -128,19 +128,19 @@ def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: fl
     )
 
 
-def _charged(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
-    """Trunk pieces with what the chain costs more, or less, a part of it before each point.
+def _shared_out(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
+    """The same with more time, an equal part before each point, so that an exit leaves the later ones out.
 
-    What comes off a piece that is too short for it comes off the next one.
+    Less time, where a piece is too short for it, comes off the next one.
     """
-    shares_s = [more_s / (len(trunk) - 1)] * (len(trunk) - 1) + [0.0]
+    parts_s = [more_s / (len(trunk) - 1)] * (len(trunk) - 1) + [0.0]
     left_s = 0.0
-    charged = []
-    for piece, share_s in zip(trunk, shares_s, strict=True):
-        wanted_s = piece.mean_s + share_s + left_s
+    shared = []
+    for piece, part_s in zip(trunk, parts_s, strict=True):
+        wanted_s = piece.mean_s + part_s + left_s
         left_s = min(0.0, wanted_s)
-        charged.append(Duration(wanted_s - left_s, piece.variance_s2))
-    return charged
+        shared.append(Duration(wanted_s - left_s, piece.variance_s2))
+    return shared
 
 
 def _costs(option: Estimated, utility: float) -> OptionCosts:
