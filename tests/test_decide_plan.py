@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,8 @@ def test_a_gate_network_by_hand_is_charged() -> None:
     ("arguments", "said"),
     [
         ({"gate": "oracle"}, "pooled, none"),
+        ({"dims": {"nothing": 3}}, "nothing"),
+        ({"shapes": {"nothing": (1, 8)}}, "nothing"),
         ({"mount": ["layer.7"]}, "layer\\.7"),
         ({"mount": ["layer.1", "layer.1"]}, "twice"),
         ({"mount": ["layer.1", "layer"]}, "overlap"),
@@ -198,6 +201,21 @@ def test_a_gate_network_by_hand_is_charged() -> None:
 def test_what_cannot_be_planned_is_said(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         planned(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"levels": ("skip", "shrink")}, "levels must be of exit, skip, channels, patches, int8, got 'shrink'"),
+        ({"keep_ratios": (0.5, 0.0)}, "keep_ratios must lie above 0"),
+        ({"rates": (50.0,)}, "rates must lie above 0 and not above 1"),
+        ({"rates": (nan,)}, "rates must"),
+        ({"granularity": 0}, "at least 1 position"),
+    ],
+)
+def test_a_grid_of_nothing_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Grid(**arguments)
 
 
 def test_an_unknown_point_is_said() -> None:

@@ -40,19 +40,19 @@ class Plan:
     Attributes
     ----------
     model, device : str
-        Names, as a prediction has them.
+        Names, as a prediction has them; `costs` has what tells models and devices apart.
     latency_s : float
-        Of the network as it is.
+        Of the network as it is, in s.
     peak_bytes : int
-        Its activations that live at once, and its weights.
+        Its activations that live at once, and its weights, in B.
     cycle_bytes : int
-        What passes from one inference to the next: pieces are predicted as they run among all others.
+        Bytes that pass from one inference to the next: pieces are predicted as they run among all others.
     interval : float
-        Share of cases that intervals shall cover.
+        Share of cases that the intervals of savings shall cover.
     decisions : tuple of Decision
-        All points that were found, overlapping ones too.
+        All points that were found, overlapping ones too; ``plan[name]`` is one of them.
     mounted : tuple of str
-        Names of those that a table is made of, as an inference meets them.
+        Names of those that a table is made of, in the order in which an inference meets them.
     costs : Costs or None
         The chain that the mounted ones make of the network; None where no point pays.
     """
@@ -150,21 +150,28 @@ def plan(
     Parameters
     ----------
     predictor : Predictor
+        Of the device that the network will run on.
     model : path, bytes or ModelProto, or a sequence of them
-        Of several, the only decision is which of them runs.
-    dims, shapes : mappings, optional
-        As `Predictor.predict` takes them; for several models, `shapes` may be one mapping each, such as resolutions.
+        Weights are not needed. Of several, the only decision is which of them runs; the first one is kept.
+    dims : mapping of str to int, optional
+        Symbolic dimension -> size.
+    shapes : mapping of str to sequence of int, optional
+        Input -> shape; for several models it may be a sequence of one mapping each, such as resolutions.
     gate : str
         ``pooled``: at each point the tensor's positions are averaged, and a linear map scores the options. ``none``:
         nothing looks at the tensor; time alone decides.
     grid : Grid, optional
-        Which options are looked at.
+        Which options are looked at; without it, those of all levels.
     declared : sequence of Declared
         Points by hand; they are mounted before any that was found.
     mount : sequence of str, optional
-        Names of the points to mount; without it, those that save most without overlapping.
+        Names of the points to mount; without it, those that save most for what they cost, without overlapping.
     interval : float
         Share of cases that intervals shall cover.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------
@@ -173,6 +180,33 @@ def plan(
         is unknown or overlaps another.
     ValueError
         When `interval` is not between 0 and 1.
+
+    Examples
+    --------
+    A stem and a block of 1x1 convolutions, 64 -> 512 -> 64 channels, of which the block may be left out.
+
+    >>> import numpy as np
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> import latpred
+    >>> x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64, 56, 56]) for name in "xy")
+    >>> sizes = {"stem": (64, 64), "up": (512, 64), "down": (64, 512)}
+    >>> weights = [numpy_helper.from_array(np.ones((*size, 1, 1), np.float32), name) for name, size in sizes.items()]
+    >>> nodes = [
+    ...     helper.make_node("Conv", ["x", "stem"], ["s"], "/stem/Conv"),
+    ...     helper.make_node("Conv", ["s", "up"], ["h"], "/block/up/Conv"),
+    ...     helper.make_node("Conv", ["h", "down"], ["y"], "/block/down/Conv"),
+    ... ]
+    >>> opset = helper.make_opsetid("", 17)
+    >>> model = helper.make_model(helper.make_graph(nodes, "toy", [x], [y], weights), opset_imports=[opset])
+    >>> found = plan(latpred.load("raspberry-pi-4"), model, mount=["block"])
+    >>> [decision.name for decision in found.decisions]
+    ['stem .. block.down', 'stem', 'block', 'block.up', 'block.down']
+    >>> skip = found["block"].options[1]
+    >>> skip.name, round(skip.saved_s / found.latency_s, 1), round(skip.break_even_rate, 2)
+    ('skip', 0.9, 0.05)
+    >>> gate = found.compile().gate(deadline_s=found.latency_s / 2, confidence=0.9)
+    >>> gate.options["block"][gate.decide("block")]
+    'skip'
     """
     if not 0 < interval < 1:
         raise ValueError(f"interval must lie between 0 and 1; got {interval}")

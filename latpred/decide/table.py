@@ -52,29 +52,33 @@ class Table:
     Attributes
     ----------
     model, device : str
-        Fingerprint of the model, name of the device.
+        What it is of, as `latpred.identity_of` says it: fingerprint; name, processor, runtime, threads.
     points : tuple of str
+        Names, in the order in which an inference meets them.
     options : tuple of tuple of str
-        Names, point by point.
+        Names, point by point; `keep` comes first.
     first_option : ndarray of uint32, shape (points + 1,)
         Options of point ``i`` lie from ``first_option[i]`` to ``first_option[i + 1]`` in the arrays of options.
     mean_s, variance_s2 : ndarray of float64, shape (options,)
-        What an option takes, in s, and the variance of its own error.
+        What an option takes, in s, and the variance of its own error, in s^2.
     utility : ndarray of float64, shape (options,)
+        What it is worth where nothing else is said.
     switch_s : ndarray of float64, shape (options,)
+        Added where the point's last inference took another option, in s.
     peak_bytes : ndarray of uint64, shape (options,)
+        Memory of what runs at the point, in B.
     level : ndarray of uint8, shape (options,)
         Index in `latpred.decide.costs.LEVELS`.
     ends : ndarray of uint8, shape (options,)
         1 where nothing runs after the option.
     trunk_mean_s, trunk_variance_s2 : ndarray of float64, shape (points + 1,)
-        The trunk before each point; the last one is the trunk behind the last point.
+        The trunk before each point, in s and s^2; the last one is the trunk behind the last point.
     shared_spread, noise_spread : float
         Relative standard deviations: of the error that all pieces share, of one run against another.
     decide_s : float
-        What one decision costs.
+        What one decision costs, in s.
     frequency_hz : float
-        Clock that the times are of; 0 where unknown.
+        Clock that the times are of, in Hz; 0 where unknown.
     """
 
     model: str
@@ -195,7 +199,7 @@ class Table:
         Parameters
         ----------
         deadline_s
-            From the beginning of an inference to its end.
+            From the beginning of an inference to its end, in s.
         confidence
             Share of the inferences that shall meet the deadline, between 0 and 1.
         utilities
@@ -206,7 +210,7 @@ class Table:
         clock
             Seconds, never going back; None where only `Gate.spent` moves time.
         model, device
-            Where given, the table must be of these.
+            Where given, the table must be of these: `latpred.identity_of` makes both.
 
         Raises
         ------
@@ -250,12 +254,13 @@ class Table:
         path
             What `save` wrote.
         model, device
-            Where given, the table must be of these.
+            Where given, the table must be of these: ``Table.load(path, *latpred.identity_of(predictor, model))``.
 
         Raises
         ------
         ArtefactError
-            When the file is no table, of another schema, model or device, cut short, or fails its checksum.
+            When the file is no table, of another schema, model or device, cut short, fails its checksum, or holds
+            numbers that no plan has.
         """
         header, arrays = layout.read(path)
         try:
