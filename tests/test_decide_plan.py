@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import onnx
 import pytest
 from counting_predictor import CountingPredictor, info, macs, residual_network
 from onnx import helper
+from synthetic import DEVICE
 
 import latpred
 from latpred.decide.declared import Declared
+from latpred.decide.identity import identity_of
 from latpred.decide.options import altered, choice_of
 from latpred.decide.plan import Plan, plan
 from latpred.decide.points import Grid, points
@@ -175,6 +179,8 @@ def test_a_gate_network_by_hand_is_charged() -> None:
     ("arguments", "said"),
     [
         ({"gate": "oracle"}, "pooled, none"),
+        ({"dims": {"nothing": 3}}, "nothing"),
+        ({"shapes": {"nothing": (1, 8)}}, "nothing"),
         ({"mount": ["layer.7"]}, "layer\\.7"),
         ({"mount": ["layer.1", "layer.1"]}, "twice"),
         ({"mount": ["layer.1", "layer"]}, "overlap"),
@@ -195,6 +201,21 @@ def test_a_gate_network_by_hand_is_charged() -> None:
 def test_what_cannot_be_planned_is_said(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         planned(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"levels": ("skip", "shrink")}, "levels must be of exit, skip, channels, patches, int8, got 'shrink'"),
+        ({"keep_ratios": (0.5, 0.0)}, "keep_ratios must lie above 0"),
+        ({"rates": (50.0,)}, "rates must lie above 0 and not above 1"),
+        ({"rates": (nan,)}, "rates must"),
+        ({"granularity": 0}, "at least 1 position"),
+    ],
+)
+def test_a_grid_of_nothing_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Grid(**arguments)
 
 
 def test_an_unknown_point_is_said() -> None:
@@ -224,6 +245,36 @@ def test_a_choice_among_models() -> None:
         planned([large])
 
 
+def test_identities_tell_models_shapes_and_machines_apart() -> None:
+    predictor: Any = CountingPredictor()
+    found = planned()
+    assert found.costs is not None
+    assert (found.costs.model, found.costs.device) == identity_of(predictor, residual_network())
+    large, small = residual_network(3), residual_network(1)
+    both = planned([large, small]).compile()
+    assert (both.model, both.device) == identity_of(predictor, [large, small])
+    keys = [identity_of(predictor, one).model for one in (large, small, [large, small], [small, large])]
+    keys.append(identity_of(predictor, large, shapes={"x": (2, 8, 16, 16)}).model)
+    assert len(set(keys)) == len(keys)
+    here = identity_of(predictor, large).device
+    assert here == "counting (Toy CPU, threads: 1)"
+    for changes in ({"processor": "Other"}, {"threads": 2}, {"runtime": "onnxruntime", "runtime_version": "9.9"}):
+        predictor.estimator.device = replace(DEVICE, **changes)
+        assert identity_of(predictor, large).device != here
+
+
+def test_a_table_of_another_model_or_device_is_refused(tmp_path: Path) -> None:
+    predictor: Any = CountingPredictor()
+    path = tmp_path / "model.table"
+    plan(predictor, residual_network(3)).compile().save(path)
+    assert latpred.Table.load(path, *identity_of(predictor, residual_network(3))).points
+    with pytest.raises(latpred.ArtefactError, match="table of model"):
+        latpred.Table.load(path, *identity_of(predictor, residual_network(4)))
+    predictor.estimator.device = replace(DEVICE, threads=2)
+    with pytest.raises(latpred.ArtefactError, match=r"threads: 2.*threads: 1"):
+        latpred.Table.load(path, *identity_of(predictor, residual_network(3)))
+
+
 def test_a_plan_as_rows_and_as_an_object() -> None:
     found = planned()
     text = json.loads(json.dumps(found.to_dict()))
@@ -236,7 +287,7 @@ def test_a_plan_as_rows_and_as_an_object() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit_test_b2r160"])
 def test_what_is_predicted_is_what_runs(name: str) -> None:
-    """Times of the table against the pieces of the model as surgery makes them, predicted one by one."""
+    """Times of the table against the pieces of the model as surgery makes them, predicted one by one, and started."""
     predictor = latpred.load("jetson-nano")
     start_s = 2 * predictor.estimator.device.dispatch_s  # of a device on which starting a graph was never measured
     path = NETWORKS / f"{name}.onnx"

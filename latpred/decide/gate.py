@@ -167,7 +167,9 @@ class Gate:
         self._timed_s = 0.0
 
     def spent(self, elapsed_s: float) -> None:
-        """Say that the inference began `elapsed_s` seconds ago."""
+        """Say that the inference began `elapsed_s` seconds ago; raises InputError where that is not finite."""
+        if not isfinite(elapsed_s):
+            raise InputError(f"the time spent must be finite, got {elapsed_s} s: give it in seconds")
         self._ends_at = self._clock() + self._deadline_s - elapsed_s
 
     def decide(self, point: int | str, observation: Observation | None = None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from latpred.decide.appraisal import Appraiser, Decision, Estimated
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
+from latpred.decide.identity import Identity
 from latpred.decide.options import Choice, work_share
 from latpred.decide.points import EXIT, Point
 from latpred.errors import InputError
@@ -69,7 +70,9 @@ def in_order(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     return tuple(ordered)
 
 
-def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, complete: Collection[str] = ()) -> Costs:
+def costs_of(
+    appraiser: Appraiser, mounted: Sequence[Decision], identity: Identity, complete: Collection[str] = ()
+) -> Costs:
     """The chain as it would run: every trunk piece between mounted points, and every option, as predicted.
 
     Options that never pay are left out, save at points named in `complete`. What an option is worth is the share of
@@ -101,15 +104,13 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
         ]
         worth = [-left_out if option.level == EXIT else _worth(option, region_s / total_s) for option in options]
         points.append(PointCosts(one.name, trunk[number], tuple(map(_costs, options, worth))))
-    predictor = appraiser.pricer.predictor
     return Costs(
-        model,
-        predictor.device,
+        *identity,
         tuple(points),
         trunk[-1],
         appraiser.whole.shared_spread,
         decide_s=DECIDE_S,
-        frequency_hz=predictor.estimator.device.frequency_hz,
+        frequency_hz=appraiser.pricer.predictor.estimator.device.frequency_hz,
     )
 
 
@@ -128,12 +129,18 @@ def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: fl
 
 
 def _shared_out(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
-    """The same with more time, in equal parts, on the pieces that there are."""
-    there = [number for number, one in enumerate(trunk) if one.mean_s > 0.0] or [len(trunk) - 1]
-    return [
-        Duration(max(0.0, one.mean_s + more_s / len(there)), one.variance_s2) if number in there else one
-        for number, one in enumerate(trunk)
-    ]
+    """The same with more time, an equal part before each point, so that an exit leaves the later ones out.
+
+    Less time, where a piece is too short for it, comes off the next one.
+    """
+    parts_s = [more_s / (len(trunk) - 1)] * (len(trunk) - 1) + [0.0]
+    left_s = 0.0
+    shared = []
+    for piece, part_s in zip(trunk, parts_s, strict=True):
+        wanted_s = piece.mean_s + part_s + left_s
+        left_s = min(0.0, wanted_s)
+        shared.append(Duration(wanted_s - left_s, piece.variance_s2))
+    return shared
 
 
 def _costs(option: Estimated, utility: float) -> OptionCosts:

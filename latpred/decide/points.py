@@ -17,7 +17,7 @@ import onnx
 
 from latpred.decide.options import REGION_LEVELS, Choice, refusals
 from latpred.decide.scopes import common_path, module_path
-from latpred.errors import SurgeryError
+from latpred.errors import InputError, SurgeryError
 from latpred.surgery.channels import groups
 from latpred.surgery.cuts import Cut, cuts
 from latpred.surgery.patches import counts
@@ -46,18 +46,40 @@ class Grid:
     Attributes
     ----------
     levels : tuple of str
+        Of ``exit``, ``skip``, ``channels``, ``patches``, ``int8``.
     keep_ratios : tuple of float
-        Shares of inner channels that stay.
+        Shares of inner channels that stay, above 0 and up to 1.
     rates : tuple of float
-        Shares of patches that are computed.
+        Shares of patches that are computed, above 0 and up to 1.
     granularity : int or None
         Positions along each side of a patch; None takes a quarter of the map's shorter side, at least 4.
+
+    Raises
+    ------
+    InputError
+        When a level is unknown, a share is out of range, or the granularity is below 1.
+
+    Examples
+    --------
+    >>> Grid(levels=("channels",), keep_ratios=(0.5,)).rates
+    (0.25, 0.5, 0.75)
     """
 
     levels: tuple[str, ...] = (EXIT, *REGION_LEVELS)
     keep_ratios: tuple[float, ...] = (0.5, 0.75)
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
     granularity: int | None = None
+
+    def __post_init__(self) -> None:
+        known = (EXIT, *REGION_LEVELS)
+        unknown = [level for level in self.levels if level not in known]
+        if unknown:
+            raise InputError(f"levels must be of {', '.join(known)}, got {', '.join(map(repr, unknown))}: name these")
+        for what, shares in (("keep_ratios", self.keep_ratios), ("rates", self.rates)):
+            if not all(0.0 < share <= 1.0 for share in shares):
+                raise InputError(f"{what} must lie above 0 and not above 1, got {shares}: 0.5 is a half")
+        if self.granularity is not None and self.granularity < 1:
+            raise InputError(f"a patch has at least 1 position a side, got {self.granularity}: give one, or None")
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ def gates_text(plan: Plan) -> str:
 def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilities | None) -> dict[str, Any]:
     """What a gate would do were all times as predicted; JSON-ready, latencies in ms.
 
+    Its `utilities` are a file for the next question: point -> option -> what it is worth, to be edited.
+
     Raises
     ------
     InputError
@@ -75,6 +77,11 @@ def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilitie
         "confidence": confidence,
     }
     if plan.costs is None:
+        if utilities:
+            raise InputError(
+                f"utilities must be of points that pay, and none of {plan.model} does on {plan.device}, got "
+                f"{', '.join(map(repr, utilities))}: leave them out"
+            )
         return {**common, "worth_deciding": False, "points": []}
     compiled = plan.compile()
     gate = compiled.gate(deadline_s, confidence, utilities)
@@ -99,6 +106,7 @@ def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilitie
         "planned_ms": planned.latency_s * 1e3,
         "probability": planned.probability,
         "utility": planned.utility,
+        "utilities": utilities or compiled.utilities(),
         "points": points,
     }
 
@@ -139,7 +147,7 @@ def load_utilities(path: str | os.PathLike[str]) -> Utilities:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: a file of utilities is needed, and it cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: utilities must be JSON ({error}): write point -> option -> number") from error
     if not isinstance(given, dict) or not all(isinstance(row, dict) for row in given.values()):
         raise InputError(f"{path}: utilities must be an object of objects: write point -> option -> number")
