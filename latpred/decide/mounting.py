@@ -79,10 +79,9 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
     first, last = appraiser.places[0], appraiser.places[-1]
     starts = [_point(one).start for one in mounted] + [last]
     ends = [first] + [_point(one).end for one in mounted]
-    trunk = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
+    trunk = [price.time for price in appraiser.spans(list(zip(ends, starts, strict=True)))]
     # The network's own prediction, which the chain is to be compared with, holds one start.
-    first_s = appraiser.span(first, last).start_s
-    trunk[-1] = Duration(max(0.0, trunk[-1].mean_s - first_s), trunk[-1].variance_s2)
+    trunk[-1] = Duration(max(0.0, trunk[-1].mean_s - appraiser.start_s), trunk[-1].variance_s2)
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
     points = []

@@ -11,8 +11,6 @@ from math import sqrt
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from onnx import ModelProto
-
 from latpred.decide.appraisal import GATES, Appraiser, Decision, Estimated, break_even
 from latpred.decide.chain import chain_of
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
@@ -21,14 +19,16 @@ from latpred.decide.forecast import Remaining, bounds_s, expected_s
 from latpred.decide.mounting import DECIDE_S, chosen, costs_of, in_order
 from latpred.decide.names import Names, Rates
 from latpred.decide.points import Grid, points
-from latpred.decide.pricing import Price, Pricer, without_weights
+from latpred.decide.pricing import Price, priced
 from latpred.decide.table import Table, compile_table
 from latpred.errors import InputError
 from latpred.fingerprint import fingerprint
+from latpred.graph import read
 from latpred.predictor import Model, Predictor, name_of
 from latpred.reading.loading import load
 from latpred.surgery.cuts import cuts
 from latpred.surgery.tidy import tidied
+from latpred.surgery.wiring import wired
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,16 +185,17 @@ def plan(
         return _among(predictor, model, dims, shapes, interval)
     if shapes is not None and not isinstance(shapes, Mapping):
         raise InputError(f"shapes of one model are a mapping of inputs, got {len(shapes)}: give one, or several models")
-    source = model if isinstance(model, ModelProto) else load(model)
-    light = without_weights(tidied(model, dims, shapes))
-    places = cuts(light)
+    source = load(model)
+    light = tidied(source, dims, shapes)
+    wiring = wired(light)
+    places = cuts(wiring)
     appraiser = Appraiser(light, places, predictor, gate, interval)
-    by_hand = [(one, point_of(one, light, places)) for one in declared]
     _unique([one.name for one in declared])
+    by_hand = [(point, gate_of(one, point)) for one in declared for point in [point_of(one, wiring, places)]]
     taken = {one.name for one in declared}
-    found = [point for point in points(light, grid) if point.name not in taken]
-    own = tuple(appraiser.appraised(point, gate_of(one, point)) for one, point in by_hand)
-    decisions = (*own, *(appraiser.appraised(point) for point in found))
+    found = [(point, None) for point in points(wiring, grid, places) if point.name not in taken]
+    decisions = appraiser.appraised([*by_hand, *found])
+    own = decisions[: len(by_hand)]
     latency_s = appraiser.whole.time.mean_s
     if mount is None:
         free = [one for one in decisions if not any(_overlap(one, other) for other in own)]
@@ -229,10 +230,10 @@ def _among(
         raise InputError(
             f"a choice needs two models or more, and shapes of each, got {len(models)} and {len(listed)}: name them all"
         )
-    pricer = Pricer(predictor)
-    prices = [
-        pricer.of(without_weights(tidied(one, dims, own))) for one, own in zip(models, listed, strict=True)
+    graphs = [
+        read(tidied(load(one), dims, own), trusted=True) for one, own in zip(models, listed, strict=True)
     ]  # fmt: skip
+    prices = priced(predictor, graphs)
     names = _own_names([name_of(one) for one in models], listed)
     first = prices[0]
     multiple = NormalDist().inv_cdf((1 + interval) / 2)

@@ -19,6 +19,7 @@ __all__ = [
     "constant_of",
     "copied",
     "domain_of",
+    "graphs_of",
     "in_order",
     "names_read",
     "parse",
@@ -213,7 +214,8 @@ def _sorted(nodes: Sequence[ParsedNode], known: Callable[[str], bool]) -> list[P
     return [nodes[index] for index in ready]
 
 
-def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Bodies in a node's attributes."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -223,7 +225,7 @@ def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def names_read(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, those that its bodies take from outside included."""
     yield from node.input
-    for graph in _graphs(node):
+    for graph in graphs_of(node):
         own = {value.name for value in graph.input} | {stored.name for stored in graph.initializer}
         own.update(name for inner in graph.node for name in inner.output)
         for inner in graph.node:
@@ -240,7 +242,7 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for node in graph.node:
         _replace(node.input, names)
         _replace(node.output, names)
-        for inner in _graphs(node):
+        for inner in graphs_of(node):
             own: Collection[str] = {value.name for value in inner.input}
             rename(inner, {old: new for old, new in names.items() if old not in own})
 
