@@ -18,6 +18,16 @@ take most of the time. What lies between kernels is uncertain too, which tells i
 much each of the four weighs is what makes the errors of held-out composite graphs likeliest. The multiple of this
 spread that covers a given share of them is their conformal quantile.
 
+What cutting costs
+------------------
+A network that runs as a chain of graphs takes longer than whole: outputs leave their layout, memory is not taken over,
+every graph has to start. Pieces are predicted; what they take together more than the network is
+
+``chain / whole - 1 = factor * predicted + per_cut * cuts``,
+
+fitted on composite graphs that ran both ways. What that leaves of their difference is how far any altered network may
+be from what is said of it.
+
 References
 ----------
 Lei, G'Sell, Rinaldo, Tibshirani, Wasserman: Distribution-free predictive inference for regression. JASA 113, 2018.
@@ -29,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from math import ceil, exp, sqrt
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,11 +50,13 @@ from latpred.kernels.kernel import Kernel
 __all__ = [
     "Between",
     "Calibration",
+    "Cutting",
     "Launches",
     "Parts",
     "Spread",
     "conformal_multiples",
     "fit_between",
+    "fit_cutting",
     "fit_spread",
     "kind_spread",
     "parts_of",
@@ -55,6 +68,8 @@ UNKNOWN_SPREAD = 0.7  # log of a factor of 2: what is assumed of a kind that nob
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 DEFAULT_FLOOR = 0.01  # a network in another process, minutes later, is off by so much at least
 FREEDOM = 4.0  # degrees of, of the t distribution that scaled errors are taken to have
+FEWEST_CHAINS = 8
+CHAIN_COVERAGE = 0.9
 PRIOR = 0.7  # log of a factor of 2: how far a weight may be from what is expected of it
 
 
@@ -140,12 +155,32 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Cutting:
+    """What a network costs more as a chain of graphs."""
+
+    factor: float = 1.0  # measured over predicted
+    per_cut: float = 0.0  # share of the network's latency that each cut adds beyond that
+    spread: float = 0.02  # standard deviation of what is left, as a share of the network's latency
+
+    def charged_s(self, predicted_s: float, cuts: int, whole_s: float) -> float:
+        """What a network that takes `whole_s` pays for cuts whose pieces were predicted to take `predicted_s` more.
+
+        Examples
+        --------
+        >>> round(Cutting(1.5, 0.003).charged_s(2e-4, 2, 0.01) * 1e6, 6)  # 1.5 x 200 us + 2 x 30 us
+        360.0
+        """
+        return self.factor * predicted_s + self.per_cut * cuts * whole_s
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """How wide an interval has to be."""
 
     spread: Spread = field(default_factory=Spread)
     kinds: Mapping[str, float] = field(default_factory=dict)  # spread of each kind, as a log ratio
     multiples: tuple[tuple[float, float], ...] = ((0.5, 0.7), (0.9, 1.7))  # (coverage, multiple of the spread)
+    cutting: Cutting = field(default_factory=Cutting)
 
     def interval_s(self, latency_s: float, spread: float, coverage: float) -> tuple[float, float]:
         """Bounds in s around a prediction.
@@ -176,6 +211,7 @@ class Calibration:
             "spread": asdict(self.spread),
             "kinds": dict(self.kinds),
             "multiples": [list(pair) for pair in self.multiples],
+            "cutting": asdict(self.cutting),
         }
 
     @classmethod
@@ -185,6 +221,7 @@ class Calibration:
             Spread(**{field.name: float(row["spread"][field.name]) for field in fields(Spread)}),
             {str(kind): float(spread) for kind, spread in row["kinds"].items()},
             tuple((float(coverage), float(multiple)) for coverage, multiple in row["multiples"]),
+            Cutting(**{field.name: float(row["cutting"][field.name]) for field in fields(Cutting)}),
         )
 
 
@@ -313,15 +350,47 @@ def fit_between(kernels_s: ArrayLike, launches: Sequence[Launches], whole_s: Arr
     # Prior: as much as one graph that is off by 5 % says scale 1 +- 0.03, 0 +- 2 us a launch, 0.5 an operand, 0.1 a
     # dim, and 0 +- 20 us a run.
     expected, width = np.array([1.0, 0.0, 0.0, 0.0, 0.0]), np.array([0.03, 2e-6, 0.5e-6, 0.1e-6, 20e-6])
-    noise = 0.05
-    weight = np.ones(len(whole))
+    return Between(*_robust(design, np.ones(len(whole)), expected, width, noise=0.05))
+
+
+def _robust(design: Floats, target: Floats, expected: Floats, width: Floats, noise: float) -> list[float]:
+    """Least squares with outliers weighing less (Huber), coefficients drawn to what is expected of them."""
+    weight = np.ones(len(target))
     solution = expected
     for _ in range(20):
         left = design * (np.sqrt(weight) / noise)[:, None]
-        right = (1.0 - design @ expected) * np.sqrt(weight) / noise
+        right = (target - design @ expected) * np.sqrt(weight) / noise
         matrix = left.T @ left + np.diag(1 / width**2)
         solution = expected + np.linalg.solve(matrix, left.T @ right)
-        residual = np.abs(design @ solution - 1.0)
+        residual = np.abs(design @ solution - target)
         noise = float(np.clip(1.4826 * np.median(residual), 0.005, 0.2))
         weight = np.minimum(1.0, 1.5 * noise / np.maximum(residual, 1e-12))
-    return Between(*(float(value) for value in solution))
+    return [float(value) for value in solution]
+
+
+def fit_cutting(predicted: ArrayLike, cuts: ArrayLike, measured: ArrayLike) -> Cutting:
+    """What cutting costs, from graphs that ran whole and as chains; fewer than `FEWEST_CHAINS` say nothing.
+
+    Parameters
+    ----------
+    predicted, measured : array_like, shape (n,)
+        Latency of each chain over that of the whole graph, less 1.
+    cuts : array_like, shape (n,)
+        Pieces less 1.
+
+    Examples
+    --------
+    >>> predicted, cuts = np.linspace(0.0, 0.1, 40), np.arange(40) % 3 + 1
+    >>> found = fit_cutting(predicted, cuts, 1.5 * predicted + 0.004 * cuts)
+    >>> round(found.factor, 2), round(found.per_cut, 3), round(found.spread, 3)
+    (1.5, 0.004, 0.0)
+    """
+    actual = np.asarray(measured, np.float64)
+    if len(actual) < FEWEST_CHAINS:
+        return Cutting()
+    design = np.column_stack([np.asarray(predicted, np.float64), np.asarray(cuts, np.float64)])
+    # Prior: as much as one chain that is off by 2 % says that predictions hold, to half of them and 0.5 % a cut.
+    found = _robust(design, actual, np.array([1.0, 0.0]), np.array([0.5, 0.005]), noise=0.02)
+    left = np.sort(np.abs(actual - design @ found))
+    covering = min(ceil((len(left) + 1) * CHAIN_COVERAGE), len(left)) - 1
+    return Cutting(*found, float(left[covering]) / NormalDist().inv_cdf((1 + CHAIN_COVERAGE) / 2))

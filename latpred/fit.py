@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,16 +18,19 @@ from latpred.calibration import (
     DEFAULT_FLOOR,
     Between,
     Calibration,
+    Cutting,
     Launches,
     Spread,
     conformal_multiples,
     fit_between,
+    fit_cutting,
     fit_spread,
     kind_spread,
     parts_of,
 )
 from latpred.device import Device, load_toml
 from latpred.errors import ArtefactError
+from latpred.estimators import LearnedEstimator
 from latpred.forest import Forest
 from latpred.kernels.features import FEATURES
 from latpred.kernels.fusion import RuleBook, default_rules
@@ -110,6 +113,10 @@ def fit(
         jobs,
         settings,
     )
+    manifest = report.bundle.manifest
+    cutting = _cutting(LearnedEstimator(report.bundle), dataset.chains())
+    calibration = replace(manifest.calibration, cutting=cutting)
+    report = replace(report, bundle=replace(report.bundle, manifest=replace(manifest, calibration=calibration)))
     report.bundle.save(Path(models_path))
     return report
 
@@ -312,6 +319,28 @@ def _calibrate(
     spread = fit_spread(log_errors[alike], [part for part, a in zip(parts, alike, strict=True) if a], Spread(floor))
     multiples = conformal_multiples(log_errors[alike], np.array([spread.of(part) for part in parts])[alike])
     return between, Calibration(spread, spreads, multiples), errors_of(predicted, measured)
+
+
+def _cutting(estimator: LearnedEstimator, chains: Iterable[Mapping[str, Any]]) -> Cutting:
+    """What chains take more than whole graphs, predicted against measured."""
+
+    def latency_s(rows: Sequence[Mapping[str, Any]]) -> float:
+        kernels = [unpack_kernel(row) for row in rows]
+        sum_s = sum(e.latency_s * k.repeat for k, e in zip(kernels, estimator.estimate(kernels), strict=True))
+        return estimator.between.whole_s(sum_s, Launches.of(kernels))
+
+    predicted, cuts, measured = [], [], []
+    for record in chains:
+        cycle_bytes = record["cycle_bytes"]
+        starts_s = [estimator.device.start_s(cycle_bytes, touched) for touched in record["touched_bytes"]]
+        # The prediction of a whole graph holds its one start.
+        chain_s = (
+            sum(map(latency_s, record["pieces"])) + sum(starts_s) - estimator.device.start_s(cycle_bytes, cycle_bytes)
+        )
+        predicted.append(chain_s / latency_s(record["whole"]) - 1.0)
+        cuts.append(len(record["pieces"]) - 1)
+        measured.append(float(np.median(np.divide(record["chain_s"], record["whole_s"]))) - 1.0)
+    return fit_cutting(predicted, cuts, measured)
 
 
 def _floor_of(meta: Meta) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 
@@ -15,11 +15,14 @@ from latpred.collect.ort import OrtRunner
 from latpred.collect.probe import probe
 from latpred.collect.processor import identify
 from latpred.collect.roofline import measure_device
+from latpred.cutting import measure_chains
 from latpred.fit import FitReport, errors_by_kind, fit
 from latpred.kernels.fusion import RuleBook
 from latpred.store import Dataset, Meta
 
 __all__ = ["Collected", "Order", "collect"]
+
+CHAINS_SHARE = 0.05  # of the budget, on top of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ def collect(
     Parameters
     ----------
     order : Order
-        The budget counts the measuring of kernels; roofline, rules and the fit come on top. Less of it is used where
-        the validation error stops falling.
+        The budget counts the measuring of kernels; roofline, rules, cuts (a twentieth of it) and the fit come on top.
+        Less of it is used where the validation error stops falling.
     progress : callable
         Told after every composite graph.
     stage : callable
@@ -88,6 +91,12 @@ def collect(
     ).run()
     if summary.interrupted:
         return Collected(folders, summary, None)
+    if not order.kinds:
+        stage("measuring what cutting costs")
+        try:
+            measure_chains(dataset, rules, CHAINS_SHARE * order.budget_s)
+        except KeyboardInterrupt:
+            return Collected(folders, replace(summary, interrupted=True), None)
     stage("fitting")
     return Collected(folders, summary, fit(folders.dataset, folders.model, jobs=jobs))
 

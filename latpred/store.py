@@ -234,6 +234,10 @@ class Dataset:
                     kept.pop(voided, None)
         return list(kept.items())
 
+    def chains(self) -> list[Record]:
+        """Records of graphs that ran whole and in pieces (role "chain"), oldest first."""
+        return [record for record in self.records() if record.get("role") == "chain"]
+
     def kernels(self) -> list[KernelSample]:
         """Measured kernels of `samples`; within one record equal ones that find the caches alike are merged."""
         rows: list[KernelSample] = []

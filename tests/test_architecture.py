@@ -19,9 +19,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("packing", "store", "metrics", "home", "forest", "analytical", "calibration", "law"),
     ("collect", "regressor"),
     ("bundle", "prediction", "estimators", "predictor", "fit"),
-    ("surgery",),
+    ("surgery", "chained"),
     ("decide",),
-    ("pipeline", "comparison", "validation"),
+    ("cutting", "pipeline", "comparison", "validation"),
     ("report",),
     ("arguments", "cli", "__main__"),
 )

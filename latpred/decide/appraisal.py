@@ -156,6 +156,7 @@ class Appraiser:
         self._graph = read(model, trusted=True)
         (self.whole,) = priced(predictor, [self._graph])
         self.pricer = Pricer(predictor, self.whole.cycle_bytes)
+        self.cutting = predictor.estimator.calibration.cutting
         self._multiple = NormalDist().inv_cdf((1 + interval) / 2)
         self._wiring = wired(model)
         self._likeness = Likeness(self._wiring)
@@ -272,6 +273,7 @@ class Appraiser:
         saved_s = gain_s - overhead_s
         kept = choice.level == KEEP
         own = looks.time.variance_s2 + (0.0 if kept else keep.time.variance_s2 + price.time.variance_s2)
+        own += (self.cutting.spread * self.whole.time.mean_s) ** 2
         spread_s = sqrt(own + (self.whole.shared_spread * saved_s) ** 2)
         return Estimated(
             choice.name,
@@ -294,7 +296,8 @@ class Appraiser:
     def _cutting_s(self, start: Cut, end: Cut) -> float:
         """What cutting at both ends costs: pieces up to the cuts around it against the graph that spans them."""
         *parts, spanning = (self._span(*ends).time.mean_s for ends in self._around(start, end))
-        return sum(parts) - spanning
+        ends = 1 if start.position == end.position else 2
+        return self.cutting.charged_s(sum(parts) - spanning, ends, self.whole.time.mean_s)
 
     def _behind_s(self, cut: Cut) -> float:
         """All that runs behind a cut, as one graph: atoms, less what cutting between them would cost."""

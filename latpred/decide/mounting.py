@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
 
 from latpred.decide.appraisal import Appraiser, Decision, Estimated
@@ -14,32 +13,41 @@ from latpred.errors import InputError
 __all__ = ["DECIDE_S", "chosen", "costs_of", "in_order"]
 
 DECIDE_S = 1e-6  # one decision of a compiled table in CPython
+ALLOWANCE = 0.1  # of the latency
+SMALLEST_S = 1e-9
 EXIT_MARKS = (0.25, 0.5, 0.75)  # exits are mounted where about so much of the latency is behind
 
 
-def chosen(decisions: Sequence[Decision], whole_s: float) -> tuple[Decision, ...]:
-    """Points that pay and do not overlap: regions that save most together, and an exit at about each quarter.
+def chosen(decisions: Sequence[Decision], whole_s: float, allowance: float = ALLOWANCE) -> tuple[Decision, ...]:
+    """Points that pay and do not overlap, those first that save most for what they cost every inference.
 
-    Weighted interval scheduling (Kleinberg, Tardos: Algorithm design, 2005, section 6.1), each region weighing as much
-    as its best option saves. Then of exits that pay, those that save nearest to what is left at `EXIT_MARKS`.
+    Regions, and an exit near each of `EXIT_MARKS`, by the ratio of the best saving to the overhead, as long as the
+    overheads together stay within an allowance (the greedy rule for knapsacks: Dantzig, Discrete-variable extremum
+    problems, Operations Research 5(2), 1957).
+
+    Parameters
+    ----------
+    decisions : sequence of Decision
+    whole_s : float
+        Latency of the network as it is, in s.
+    allowance : float
+        Share of it that having points may cost where all of them keep what there is.
     """
-    regions = [one for one in decisions if _point(one).is_exit is False and one.pays]
-    regions.sort(key=lambda one: (_point(one).end.position, _point(one).start.position))
-    ends = [_point(one).end.position for one in regions]
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for number, one in enumerate(regions):
-        before = best[bisect_right(ends, _point(one).start.position, 0, number)]
-        taken = before[0] + one.best_saved_s, (*before[1], number)
-        best.append(max(best[number], taken, key=lambda way: way[0]))
-    mounted = [regions[number] for number in best[-1][1]]
-    for mark in EXIT_MARKS:
-        free = [
-            one
-            for one in decisions
-            if _point(one).is_exit and one.pays and not any(_point(one).overlaps(_point(other)) for other in mounted)
-        ]
-        if free:
-            mounted.append(min(free, key=lambda one: abs(one.best_saved_s - (1.0 - mark) * whole_s)))
+    paying = [one for one in decisions if one.pays]
+    exits = [one for one in paying if _point(one).is_exit]
+    marked = {
+        min(exits, key=lambda one: abs(one.best_saved_s - (1.0 - mark) * whole_s)).name
+        for mark in EXIT_MARKS
+        if exits
+    }  # fmt: skip
+    waiting = [one for one in paying if not _point(one).is_exit or one.name in marked]
+    waiting.sort(key=lambda one: -one.best_saved_s / max(one.overhead_s, SMALLEST_S))
+    mounted: list[Decision] = []
+    left_s = allowance * whole_s
+    for one in waiting:
+        if one.overhead_s <= left_s and not any(_point(one).overlaps(_point(other)) for other in mounted):
+            mounted.append(one)
+            left_s -= max(0.0, one.overhead_s)
     return in_order(mounted)
 
 
@@ -80,10 +88,9 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
     starts = [_point(one).start for one in mounted] + [last]
     ends = [first] + [_point(one).end for one in mounted]
     trunk = [price.time for price in appraiser.spans(list(zip(ends, starts, strict=True)))]
-    # The network's own prediction, which the chain is to be compared with, holds one start.
-    trunk[-1] = Duration(max(0.0, trunk[-1].mean_s - appraiser.start_s), trunk[-1].variance_s2)
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
+    trunk = _shared_out(trunk, _unforeseen_s(appraiser, mounted, total_s))
     points = []
     for number, (one, region_s) in enumerate(zip(mounted, kept_s, strict=True)):
         left_out = sum(piece.mean_s for piece in trunk[number + 1 :]) / total_s
@@ -104,6 +111,29 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
         decide_s=DECIDE_S,
         frequency_hz=predictor.estimator.device.frequency_hz,
     )
+
+
+def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: float) -> float:
+    """What the chain costs beyond its pieces' own predictions."""
+    first, last = appraiser.places[0], appraiser.places[-1]
+    ends = {cut.position for one in mounted for cut in (_point(one).start, _point(one).end)}
+    whole_s = appraiser.whole.time.mean_s
+    # The network's own prediction holds one start.
+    predicted_s = chain_s - appraiser.start_s - whole_s
+    return (
+        appraiser.cutting.charged_s(predicted_s, len(ends - {first.position, last.position}), whole_s)
+        + whole_s
+        - chain_s
+    )
+
+
+def _shared_out(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
+    """The same with more time, in equal parts, on the pieces that there are."""
+    there = [number for number, one in enumerate(trunk) if one.mean_s > 0.0] or [len(trunk) - 1]
+    return [
+        Duration(max(0.0, one.mean_s + more_s / len(there)), one.variance_s2) if number in there else one
+        for number, one in enumerate(trunk)
+    ]
 
 
 def _costs(option: Estimated, utility: float) -> OptionCosts:

@@ -1,7 +1,4 @@
-"""A network as a chain of pieces on ONNX Runtime: one session a piece, buffers bound once and shared between pieces.
-
-How `decide_truth.py` and `decide_deadlines.py` run what a plan predicts.
-"""
+"""A network as a chain of pieces on ONNX Runtime: one session a piece, buffers bound once and shared between pieces."""
 
 from __future__ import annotations
 
@@ -11,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+
+from latpred.tensors import Array
+
+__all__ = ["Buffers", "Piece", "timed"]
 
 ORT_DTYPES = {
     "tensor(float)": np.float32,
@@ -38,9 +38,9 @@ class Buffers:
 
     def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
-        self._values: dict[tuple[str, tuple[int, ...]], np.ndarray] = {}
+        self._values: dict[tuple[str, tuple[int, ...]], Array] = {}
 
-    def of(self, value: Any, name: str | None = None) -> np.ndarray:
+    def of(self, value: Any, name: str | None = None) -> Array:
         """The buffer of a session's input or output, under another name where given."""
         name = name or value.name
         shape = tuple(size if isinstance(size, int) else 1 for size in value.shape)
@@ -57,7 +57,7 @@ class Buffers:
         return self._values[name, shape]
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An array that starts where a cache line does: numpy promises 16 bytes, and wide loads across lines are slower."""
     size = int(np.prod(shape)) * dtype.itemsize
     room = np.empty(size + ALIGNMENT_BYTES, np.uint8)
@@ -84,6 +84,8 @@ class Piece:
         threads: int = 1,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
