@@ -174,6 +174,9 @@ class Appraiser:
         """Points, each with what stands for the default gate network; all that they need is priced together."""
         for point, gate in points:
             self._expect(point, gate)
+        if any(point.is_exit for point, _ in points):
+            for ends in (*pairwise(self.places), *zip(self.places, self.places[2:], strict=False)):
+                self._expect_span(*ends)
         return tuple(self._exit(*one) if one[0].is_exit else self._region(*one) for one in points)
 
     def spans(self, ends: Sequence[tuple[Cut, Cut]]) -> list[Price]:
@@ -185,10 +188,7 @@ class Appraiser:
     def _expect(self, point: Point, gate: onnx.ModelProto | None) -> None:
         for ends in self._around(point.start, point.end):
             self._expect_span(*ends)
-        if point.is_exit:
-            for ends in (*pairwise(self.places), *zip(self.places, self.places[2:], strict=False)):
-                self._expect_span(*ends)
-        else:
+        if not point.is_exit:
             self._expect_altered(point)
         for network in self._networks(point, gate):
             if network is not None:

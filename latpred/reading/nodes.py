@@ -228,6 +228,7 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
     for graph in graphs_of(node):
         own = {value.name for value in graph.input} | {stored.name for stored in graph.initializer}
         own.update(name for inner in graph.node for name in inner.output)
+        own.update(sparse.values.name for sparse in graph.sparse_initializer)
         for inner in graph.node:
             yield from (name for name in names_read(inner) if name not in own)
         yield from (value.name for value in graph.output if value.name not in own)
@@ -235,7 +236,7 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Replace names of values, in place, bodies included (but not what a body calls so itself)."""
-    for stored in graph.initializer:
+    for stored in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
         stored.name = names.get(stored.name, stored.name)
     for value in graph.output:
         value.name = names.get(value.name, value.name)
