@@ -31,7 +31,6 @@ from latpred.store import Dataset
 from latpred.surgery.cuts import cuts
 from latpred.surgery.pieces import piece
 from latpred.surgery.tidy import tidied
-from latpred.surgery.wiring import wired
 
 __all__ = ["chain_record", "measure_chains"]
 
@@ -94,7 +93,8 @@ def chain_record(seed: tuple[int, int], rules: RuleBook, threads: int = 1) -> di
         parts = [piece(model, start, end) for start, end in pairwise(places)]
         whole = detect(read(model), rules).kernels
         cycle_bytes = max((kernel.context.cycle_bytes for kernel in whole), default=0)
-        of_parts = [detect(read(part), rules, cycle_bytes).kernels for part in parts]
+        graphs = [read(part) for part in parts]
+        of_parts = [detect(graph, rules, cycle_bytes).kernels for graph in graphs]
     except LatpredError:  # what cannot be cut is another graph's turn
         return None
     buffers = Buffers()
@@ -107,7 +107,7 @@ def chain_record(seed: tuple[int, int], rules: RuleBook, threads: int = 1) -> di
         "templates": list(made.templates),
         "whole": [pack_kernel(kernel) for kernel in whole],
         "pieces": [[pack_kernel(kernel) for kernel in kernels] for kernels in of_parts],
-        "touched_bytes": [activation_bytes(one) + weight_bytes(one) for one in map(wired, parts)],
+        "touched_bytes": [activation_bytes(graph) + weight_bytes(graph) for graph in graphs],
         "cycle_bytes": cycle_bytes,
         "whole_s": whole_s,
         "chain_s": chain_s,

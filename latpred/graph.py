@@ -18,10 +18,10 @@ from latpred.reading.bodies import CONTROL_FLOW
 from latpred.reading.loading import load
 from latpred.reading.nodes import ParsedNode, copied, domain_of, in_order, parse, rename
 from latpred.reading.propagation import Propagation
-from latpred.reading.shapes import whole_graph_signatures
+from latpred.reading.shapes import Signature, signature_of, whole_graph_signatures
 from latpred.tensors import DTYPE_NAMES, ITEM_BYTES, VALUE_LIMIT, AttributeValue, Spec, Tensor, stored_tensor
 
-__all__ = ["ITEM_BYTES", "AttributeValue", "Graph", "Op", "Spec", "Tensor", "read", "walk"]
+__all__ = ["ITEM_BYTES", "AttributeValue", "Graph", "Op", "Spec", "Tensor", "captured", "excerpt", "read", "walk"]
 
 NAMED_LIMIT = 3  # ops that an error spells out
 
@@ -57,6 +57,7 @@ def read(
     source: str | os.PathLike[str] | bytes | onnx.ModelProto,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    trusted: bool = False,
 ) -> Graph:
     """Read a model; every tensor of the graph has a concrete shape and dtype.
 
@@ -68,6 +69,8 @@ def read(
         Sizes of symbolic dims, by name.
     shapes : mapping of str to sequence of int
         Shapes of inputs, by name; they go before what the model says.
+    trusted : bool
+        Whether what a ModelProto declares of shapes inside is right, so that nothing is inferred where it does.
 
     Raises
     ------
@@ -96,7 +99,50 @@ def read(
     # before IR version 4 an initializer had to be listed as an input too
     inputs = [value for value in graph.input if value.name not in stored]
     notices = bind_inputs(inputs, dims, shapes)
-    return _Reader(model, notices).graph(inputs)
+    declared = _declared(source) if trusted and isinstance(source, onnx.ModelProto) else None
+    return _Reader(model, notices).graph(inputs, declared)
+
+
+def _declared(model: onnx.ModelProto) -> dict[str, Signature]:
+    infos = (*model.graph.value_info, *model.graph.output)
+    return {info.name: found for info in infos if (found := signature_of(info.type)) is not None}
+
+
+def excerpt(graph: Graph, ops: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
+    """Some ops of a graph as one of its own.
+
+    Parameters
+    ----------
+    graph : Graph
+    ops : sequence of int
+        Places in ``graph.ops``, ascending; they hang on `inputs` and on constants alone.
+    inputs, outputs : sequence of str
+
+    Examples
+    --------
+    >>> infos = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8]) for name in "xy"]
+    >>> nodes = [onnx.helper.make_node("Relu", ["x"], ["t"]), onnx.helper.make_node("Exp", ["t"], ["y"])]
+    >>> whole = read(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", infos[:1], infos[1:])))
+    >>> excerpt(whole, [1], ["t"], ["y"]).tensors["t"].shape
+    (8,)
+    """
+    taken = tuple(graph.ops[index] for index in ops)
+    named = dict.fromkeys([*inputs, *outputs])
+    for op in taken:
+        named.update(dict.fromkeys((*op.inputs, *op.outputs, *(name for body in op.bodies for name in captured(body)))))
+    tensors = {name: graph.tensors[name] for name in named if name in graph.tensors}
+    for name in inputs:
+        tensors[name] = _unvalued(tensors[name], name)
+    return Graph(graph.name, taken, tensors, tuple(inputs), tuple(outputs), graph.opsets)
+
+
+def captured(body: Graph) -> set[str]:
+    """Tensors that a body reads from around it."""
+    found = {name for op in body.ops for name in op.inputs if name} | set(body.outputs)
+    for op in body.ops:
+        for inner in op.bodies:
+            found |= captured(inner)
+    return found - set(body.inputs) - {name for op in body.ops for name in op.outputs}
 
 
 def walk(graph: Graph) -> Iterator[Op]:
@@ -145,8 +191,8 @@ class _Reader:
         self.unknown: list[str] = []
         self.blocked: set[str] = set()  # names of unknown shape, so that only the first of a chain is blamed
 
-    def graph(self, inputs: Sequence[onnx.ValueInfoProto]) -> Graph:
-        """The whole model, concrete in every tensor."""
+    def graph(self, inputs: Sequence[onnx.ValueInfoProto], declared: Mapping[str, Signature] | None = None) -> Graph:
+        """The whole model, concrete in every tensor; `declared` stands for what inference would find."""
         proto = self.model.graph
         input_names = tuple(value.name for value in inputs)
         output_names = tuple(value.name for value in proto.output)
@@ -156,12 +202,7 @@ class _Reader:
         self._store(scope, proto)
         nodes = [parse(node) for node in proto.node]
         ordered = in_order(nodes, scope.tensors.__contains__)
-        self._strip_for_inference(inputs)
-        if ordered is not nodes or any(node.graphs for node in nodes):
-            kept = [copied(node.proto) for node in ordered if not node.graphs]  # bodies may declare stale shapes
-            del proto.node[:]
-            proto.node.extend(kept)
-        self.propagation.inferred = whole_graph_signatures(self.model)
+        self.propagation.inferred = self._inferred(inputs, nodes, ordered) if declared is None else declared
         for node in ordered:
             self._visit(scope, node)
         if self.unknown:
@@ -173,8 +214,10 @@ class _Reader:
             proto.name, tuple(scope.ops), scope.tensors, input_names, output_names, self.opsets, tuple(self.notices)
         )
 
-    def _strip_for_inference(self, inputs: Sequence[onnx.ValueInfoProto]) -> None:
-        """Leave what inference needs; what the file says of shapes may be stale."""
+    def _inferred(
+        self, inputs: Sequence[onnx.ValueInfoProto], nodes: Sequence[ParsedNode], ordered: Sequence[ParsedNode]
+    ) -> Mapping[str, Signature]:
+        """What onnx infers over the whole graph, once it is stripped to what that needs: declarations may be stale."""
         proto = self.model.graph
         if len(inputs) != len(proto.input):
             kept = [copied(value) for value in inputs]
@@ -183,6 +226,11 @@ class _Reader:
         del proto.value_info[:]
         del proto.output[:]
         self.model.ir_version = max(self.model.ir_version, 4)
+        if ordered is not nodes or any(node.graphs for node in nodes):
+            kept = [copied(node.proto) for node in ordered if not node.graphs]  # bodies may declare stale shapes
+            del proto.node[:]
+            proto.node.extend(kept)
+        return whole_graph_signatures(self.model)
 
     def _store(self, scope: _Scope, proto: onnx.GraphProto) -> None:
         for stored in proto.initializer:

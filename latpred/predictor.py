@@ -18,6 +18,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from onnx import ModelProto
 
@@ -26,9 +27,9 @@ from latpred.bundle import Bundle
 from latpred.calibration import Launches
 from latpred.device import load_toml, preset, presets
 from latpred.errors import DeviceError, UnsupportedError
-from latpred.estimators import AnalyticalEstimator, Estimator, LearnedEstimator, kernel_key
+from latpred.estimators import AnalyticalEstimator, Estimate, Estimator, LearnedEstimator, kernel_key
 from latpred.fingerprint import fingerprint
-from latpred.graph import read
+from latpred.graph import Graph, read
 from latpred.kernels.detect import Detection, detect
 from latpred.kernels.kernel import Kernel
 from latpred.prediction import LEARNED, KernelPrediction, Prediction, to_csv
@@ -118,8 +119,7 @@ class Predictor:
         key = fingerprint(proto, dims, shapes), cycle_bytes
         answer = self._answers.get(key)
         if answer is None:
-            graph = read(proto, dims, shapes)
-            answer = self._answer(detect(graph, self.estimator.rules, cycle_bytes), graph.notices)
+            (answer,) = self._answered([read(proto, dims, shapes)], cycle_bytes)
             self._answers[key] = answer
             while len(self._answers) > CACHED_MODELS:
                 self._answers.popitem(last=False)
@@ -131,17 +131,7 @@ class Predictor:
                 f"{name}: strict needs a regressor for every kernel; none for {', '.join(answer.unlearned)}: "
                 "leave out strict, or collect those kinds"
             )
-        return Prediction(
-            name,
-            self.device,
-            answer.latency_s,
-            self.estimator.calibration.interval_s(answer.latency_s, answer.spread, interval),
-            interval,
-            answer.coverage,
-            answer.kernels,
-            answer.free,
-            (*self.warnings, *answer.warnings),
-        )
+        return self._prediction(name, answer, interval)
 
     def predict_many(
         self,
@@ -154,6 +144,11 @@ class Predictor:
         """`predict` for each model, in order."""
         return [self.predict(model, dims, shapes, interval, strict) for model in models]
 
+    def predict_graphs(self, graphs: Sequence[Graph], interval: float = 0.9, cycle_bytes: int = 0) -> list[Prediction]:
+        """Latencies of graphs that were read; faster than one by one, as the kernels of all are estimated at once."""
+        answers = self._answered(graphs, cycle_bytes)
+        return [self._prediction(graph.name, one, interval) for graph, one in zip(graphs, answers, strict=True)]
+
     def predict_kernels(self, kernels: Sequence[Kernel]) -> tuple[KernelPrediction, ...]:
         """Each kernel by itself, its repetitions included."""
         return tuple(
@@ -161,9 +156,29 @@ class Predictor:
             for k, e in zip(kernels, self.estimator.estimate(kernels), strict=True)
         )
 
-    def _answer(self, detection: Detection, notices: Sequence[str]) -> _Answer:
+    def _prediction(self, name: str, answer: _Answer, interval: float) -> Prediction:
+        return Prediction(
+            name,
+            self.device,
+            answer.latency_s,
+            self.estimator.calibration.interval_s(answer.latency_s, answer.spread, interval),
+            interval,
+            answer.coverage,
+            answer.kernels,
+            answer.free,
+            (*self.warnings, *answer.warnings),
+        )
+
+    def _answered(self, graphs: Sequence[Graph], cycle_bytes: int) -> list[_Answer]:
+        found = [detect(graph, self.estimator.rules, cycle_bytes) for graph in graphs]
+        estimates = iter(self.estimator.estimate([kernel for one in found for kernel in one.kernels]))
+        return [
+            self._answer(one, list(islice(estimates, len(one.kernels))), graph.notices)
+            for graph, one in zip(graphs, found, strict=True)
+        ]
+
+    def _answer(self, detection: Detection, estimates: Sequence[Estimate], notices: Sequence[str]) -> _Answer:
         launched = detection.kernels
-        estimates = self.estimator.estimate(launched)
         launches = Launches.of(launched)
         kernels = tuple(
             KernelPrediction(k, e.latency_s * k.repeat, e.source, e.bound, e.roofline_s * k.repeat)

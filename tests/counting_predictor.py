@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -12,21 +13,19 @@ from onnx import TensorProto, helper, numpy_helper
 from synthetic import DEVICE
 
 from latpred.calibration import Calibration
+from latpred.graph import Graph
 from latpred.prediction import Prediction
-from latpred.surgery.wiring import wired
 
 RUN_S, MAC_S = 1e-6, 1e-9
 
 
-def macs(model: onnx.ModelProto) -> int:
-    wiring = wired(model)
+def macs(graph: Graph) -> int:
     count = 0
-    for node in wiring.nodes:
-        if node.op_type == "Conv":
-            out, weight = wiring.spec(node.output[0]).shape, wiring.spec(node.input[1]).shape
-            count += prod(out) * prod(weight[1:])
-        elif node.op_type in ("Gemm", "MatMul"):
-            count += prod(wiring.spec(node.output[0]).shape) * wiring.spec(node.input[0]).shape[-1]
+    for op in graph.ops:
+        if op.op_type == "Conv":
+            count += prod(graph.tensors[op.outputs[0]].shape) * prod(graph.tensors[op.inputs[1]].shape[1:])
+        elif op.op_type in ("Gemm", "MatMul"):
+            count += prod(graph.tensors[op.outputs[0]].shape) * graph.tensors[op.inputs[0]].shape[-1]
     return count
 
 
@@ -37,12 +36,12 @@ class CountingPredictor:
 
     def __init__(self) -> None:
         self.estimator = SimpleNamespace(device=DEVICE, calibration=Calibration())
-        self.asked: list[onnx.ModelProto] = []
+        self.asked: list[Graph] = []
 
-    def predict(self, model: onnx.ModelProto, *_: Any, **__: Any) -> Prediction:
-        self.asked.append(model)
-        latency_s = RUN_S + MAC_S * macs(model)
-        return Prediction("model", self.device, latency_s, (latency_s, latency_s), 0.9, 1.0, ())
+    def predict_graphs(self, graphs: Sequence[Graph], **_: Any) -> list[Prediction]:
+        self.asked += graphs
+        latencies_s = [RUN_S + MAC_S * macs(graph) for graph in graphs]
+        return [Prediction("model", self.device, each_s, (each_s, each_s), 0.9, 1.0, ()) for each_s in latencies_s]
 
 
 def info(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:

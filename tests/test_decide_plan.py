@@ -22,6 +22,7 @@ from latpred.decide.options import altered, choice_of
 from latpred.decide.plan import Plan, plan
 from latpred.decide.points import Grid, points
 from latpred.errors import InputError, SurgeryError
+from latpred.graph import read
 from latpred.surgery.cuts import cuts
 from latpred.surgery.pieces import piece
 from latpred.surgery.tidy import tidied
@@ -234,7 +235,7 @@ def test_what_never_pays_is_not_worth_deciding() -> None:
 def test_a_choice_among_models() -> None:
     large, small = residual_network(3), residual_network(1)
     found = planned([large, small])
-    assert found.latency_s == pytest.approx(1e-6 + 1e-9 * macs(large))
+    assert found.latency_s == pytest.approx(1e-6 + 1e-9 * macs(read(large)))
     keep, other = found["model"].options
     assert (keep.level, other.level) == ("keep", "model")
     assert other.saved_s == pytest.approx(4e-9 * CONV)

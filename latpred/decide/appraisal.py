@@ -10,27 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import sqrt
 from statistics import NormalDist
 
 import onnx
 
 from latpred.decide.costs import KEEP, Duration
-from latpred.decide.options import KEPT, Choice
+from latpred.decide.options import KEPT, Choice, altered
 from latpred.decide.points import EXIT, Point, classes_of
-from latpred.decide.pricing import NOTHING, Price, Pricer, without_weights
+from latpred.decide.pricing import NOTHING, Price, Pricer, priced, start_s
 from latpred.errors import SurgeryError
+from latpred.graph import Graph, excerpt, read
 from latpred.predictor import Predictor
 from latpred.surgery.cuts import Cut
 from latpred.surgery.exits import head
 from latpred.surgery.gates import gate_network
-from latpred.surgery.pieces import piece
+from latpred.surgery.likeness import Likeness
+from latpred.surgery.pieces import Region, cut_out, region
+from latpred.surgery.pooled import channels_of
 from latpred.surgery.wiring import wired
 
 __all__ = ["GATES", "Appraiser", "Decision", "Estimated", "added", "break_even"]
 
 POOLED, NONE = "pooled", "none"
 GATES = (POOLED, NONE)
+
+_Network = tuple[Hashable, Callable[[], Graph]]  # what it shares with equal ones, and how it is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,7 @@ def added(*durations: Duration) -> Duration:
 
 
 class Appraiser:
-    """Appraises the points of one model; remembers the pieces between its cuts.
+    """Appraises the points of one model.
 
     Parameters
     ----------
@@ -157,49 +163,120 @@ class Appraiser:
     ) -> None:
         self.places = tuple(places)
         self.gate = gate
-        self.whole = Pricer(predictor).of(model)
+        self._graph = read(model, trusted=True)
+        (self.whole,) = priced(predictor, [self._graph])
         self.pricer = Pricer(predictor, self.whole.cycle_bytes)
         self.cutting = predictor.estimator.calibration.cutting
         self._multiple = NormalDist().inv_cdf((1 + interval) / 2)
-        self._pieces: dict[tuple[int, int], onnx.ModelProto] = {}
-        self._spans: dict[tuple[int, int], Price] = {}
-        self._behind: dict[int, float] = {}
-        self._pooled: dict[Hashable, Price] = {}
         self._wiring = wired(model)
+        self._likeness = Likeness(self._wiring)
+        self._regions: dict[tuple[int, int], tuple[Region, Hashable]] = {}
+        self._index = {place.position: index for index, place in enumerate(self.places)}
+        self._behind: dict[int, float] = {}
         self._classes = classes_of(self._wiring)
         device = predictor.estimator.device
+        self.start_s = start_s(predictor, self.whole.cycle_bytes, self.whole.peak_bytes)  # of the whole among others
         cached = self.whole.peak_bytes <= device.levels[1].size_bytes
         # Where not all fits in the cache, weights come from memory in any case: the prediction has it.
         self._s_per_byte = 1.0 / device.levels[2].bandwidth_bytes_per_s if cached else 0.0
 
-    def appraised(self, point: Point, gate: onnx.ModelProto | None = None) -> Decision:
-        """One point; `gate` stands for the default gate network."""
+    def appraised(self, points: Sequence[tuple[Point, onnx.ModelProto | None]]) -> tuple[Decision, ...]:
+        """Points, each with what stands for the default gate network; all that they need is priced together."""
+        for point, gate in points:
+            self._expect(point, gate)
+        if any(point.is_exit for point, _ in points):
+            for ends in (*pairwise(self.places), *zip(self.places, self.places[2:], strict=False)):
+                self._expect_span(*ends)
+        return tuple(self._exit(*one) if one[0].is_exit else self._region(*one) for one in points)
+
+    def spans(self, ends: Sequence[tuple[Cut, Cut]]) -> list[Price]:
+        """Prices of the pieces between cuts; nothing where the two are the same."""
+        for pair in ends:
+            self._expect_span(*pair)
+        return [self._span(*pair) for pair in ends]
+
+    def _expect(self, point: Point, gate: onnx.ModelProto | None) -> None:
+        for ends in self._around(point.start, point.end):
+            self._expect_span(*ends)
+        if not point.is_exit:
+            self._expect_altered(point)
+        for network in self._networks(point, gate):
+            if network is not None:
+                self.pricer.expect(*network)
+
+    def _expect_span(self, start: Cut, end: Cut) -> None:
+        if start.position != end.position:
+            found, key = self._between(start, end)
+            self.pricer.expect(key, lambda: excerpt(self._graph, found.nodes, found.inputs, found.outputs))
+
+    def _expect_altered(self, point: Point) -> None:
+        found, key = self._between(point.start, point.end)
+        piece: list[onnx.ModelProto] = []
+
+        def rewritten(choice: Choice) -> Graph | None:
+            if not piece:
+                piece.append(cut_out(found))
+            made = altered(piece[0], choice)
+            return None if made is None else read(made, trusted=True)
+
+        for choice in point.choices:
+            self.pricer.expect((key, choice), partial(rewritten, choice))
+
+    def _between(self, start: Cut, end: Cut) -> tuple[Region, Hashable]:
+        """A region, and what it shares with those that are equal."""
+        ends = start.position, end.position
+        if ends not in self._regions:
+            found = region(self._wiring, start, end)
+            self._regions[ends] = found, self._likeness.key(found)
+        return self._regions[ends]
+
+    def _networks(self, point: Point, gate: onnx.ModelProto | None) -> tuple[_Network | None, _Network | None]:
+        """What looks at the tensor where a point starts, and what answers where the network is left there."""
+        own = None if gate is None else (("gate", point.name), partial(read, gate, trusted=True))
         if point.is_exit:
-            return self._exit(point, gate)
-        keep = self.span(point.start, point.end)
-        looks = self._looks(point, gate)
+            answer = self._pooled(point.start, self._classes or 1, "head")
+            # Without a gate network of another kind, the head's own confidence decides: it runs in any case.
+            return (own, answer) if own or self.gate == NONE else (answer, None)
+        if own or self.gate == NONE:
+            return own, None
+        try:
+            channels_of(point.start)
+        except SurgeryError:  # of what cannot be averaged, only time is known when the decision is due
+            return None, None
+        return self._pooled(point.start, 1 + len(point.choices), "scores"), None
+
+    def _pooled(self, cut: Cut, width: int, what: str) -> _Network:
+        """A network that is the same for all cuts of one shape."""
+        make = partial(head, confident=True) if what == "head" else gate_network
+        key = what, cut.spec, cut.channel_axis, width
+        return key, lambda: read(make(cut, width, seed=None), trusted=True)
+
+    def _span(self, start: Cut, end: Cut) -> Price:
+        return NOTHING if start.position == end.position else self.pricer.of(self._between(start, end)[1])
+
+    def _price(self, network: _Network | None) -> Price:
+        return NOTHING if network is None else self.pricer.of(network[0])
+
+    def _region(self, point: Point, gate: onnx.ModelProto | None) -> Decision:
+        looks, _ = map(self._price, self._networks(point, gate))
+        keep = self._span(point.start, point.end)
         overhead_s = looks.time.mean_s + self._cutting_s(point.start, point.end)
-        options = [self._option(KEPT, keep, keep, looks, overhead_s)]
-        prices = self.pricer.altered(self.between(point.start, point.end), point.choices)
-        for choice, price in zip(point.choices, prices, strict=True):
-            options.append(self._option(choice, price, keep, looks, overhead_s))
+        _, key = self._between(point.start, point.end)
+        options = [
+            self._option(KEPT, keep, keep, looks, overhead_s),
+            *(self._option(one, self.pricer.of((key, one)), keep, looks, overhead_s) for one in point.choices),
+        ]
         return Decision(point.name, point, tuple(options), overhead_s, looks.time.mean_s)
 
-    def between(self, start: Cut, end: Cut) -> onnx.ModelProto:
-        """The piece between two cuts."""
-        key = start.position, end.position
-        if key not in self._pieces:
-            self._pieces[key] = piece(self._wiring, start, end)
-        return self._pieces[key]
-
-    def span(self, start: Cut, end: Cut) -> Price:
-        """Its price; nothing where the cuts are the same."""
-        key = start.position, end.position
-        if key[0] == key[1]:
-            return NOTHING
-        if key not in self._spans:
-            self._spans[key] = self.pricer.of(self.between(start, end))
-        return self._spans[key]
+    def _exit(self, point: Point, gate: onnx.ModelProto | None) -> Decision:
+        looks, leave = map(self._price, self._networks(point, gate))
+        overhead_s = looks.time.mean_s + self._cutting_s(point.start, point.start)
+        rest = Price(Duration(self._behind_s(point.start), 0.0))
+        options = (
+            self._option(KEPT, NOTHING, NOTHING, looks, overhead_s),
+            self._option(Choice(EXIT), leave, rest, looks, overhead_s),
+        )
+        return Decision(point.name, point, options, overhead_s, looks.time.mean_s)
 
     def _option(self, choice: Choice, price: Price, keep: Price, looks: Price, overhead_s: float) -> Estimated:
         gain_s = keep.time.mean_s - price.time.mean_s
@@ -220,41 +297,11 @@ class Appraiser:
             max(looks.peak_bytes, price.peak_bytes),
         )
 
-    def _exit(self, point: Point, gate: onnx.ModelProto | None) -> Decision:
-        assert self._classes is not None
-        cut = point.start
-        answer = self._of_pooled(cut, self._classes, partial(head, confident=True))
-        # Without a gate network of another kind, the head's own confidence decides: it runs in any case.
-        if gate is not None:
-            looks, leave = self.pricer.of(gate), answer
-        elif self.gate == POOLED:
-            looks, leave = answer, NOTHING
-        else:
-            looks, leave = NOTHING, answer
-        overhead_s = looks.time.mean_s + self._cutting_s(cut, cut)
-        rest = Price(Duration(self._behind_s(cut), 0.0))
-        options = [
-            self._option(KEPT, NOTHING, NOTHING, looks, overhead_s),
-            self._option(Choice(EXIT), leave, rest, looks, overhead_s),
-        ]
-        return Decision(point.name, point, tuple(options), overhead_s, looks.time.mean_s)
-
-    def _looks(self, point: Point, gate: onnx.ModelProto | None) -> Price:
-        if gate is not None:
-            return self.pricer.of(gate)
-        if self.gate == NONE:
-            return NOTHING
-        try:
-            return self._of_pooled(point.start, 1 + len(point.choices), gate_network)
-        except SurgeryError:  # of what cannot be averaged, only time is known when the decision is due
-            return NOTHING
-
-    def _of_pooled(self, cut: Cut, width: int, network: Callable[[Cut, int], onnx.ModelProto]) -> Price:
-        """Price of a head or a gate network, made once for all cuts of one shape."""
-        key = cut.spec, cut.channel_axis, width, network is gate_network
-        if key not in self._pooled:
-            self._pooled[key] = self.pricer.of(without_weights(network(cut, width)))
-        return self._pooled[key]
+    def _around(self, start: Cut, end: Cut) -> tuple[tuple[Cut, Cut], ...]:
+        """Pieces between a region's ends and the cuts around it, and last what spans them."""
+        before = self.places[max(self._index[start.position] - 1, 0)]
+        behind = self.places[min(self._index[end.position] + 1, len(self.places) - 1)]
+        return (before, start), (start, end), (end, behind), (before, behind)
 
     def _cutting_s(self, start: Cut, end: Cut) -> float:
         """What cutting costs at both ends, by what chains of graphs were measured to take more than predicted.
@@ -266,13 +313,8 @@ class Appraiser:
 
     def _apart_s(self, start: Cut, end: Cut) -> float:
         """Predicted: pieces up to the cuts around it against the graph that spans them."""
-        first, last = self._index(start), self._index(end)
-        before = self.places[max(first - 1, 0)]
-        behind = self.places[min(last + 1, len(self.places) - 1)]
-        parts_s = sum(
-            self.span(*ends).time.mean_s for ends in ((before, start), (start, end), (end, behind))
-        )  # fmt: skip
-        return parts_s - self.span(before, behind).time.mean_s
+        *parts, spanning = (self._span(*ends).time.mean_s for ends in self._around(start, end))
+        return sum(parts) - spanning
 
     def _behind_s(self, cut: Cut) -> float:
         """All that runs behind a cut, as one graph: atoms, less what they take more for being apart."""
@@ -281,9 +323,6 @@ class Appraiser:
             for index in reversed(range(len(self.places) - 1)):
                 here, after = self.places[index], self.places[index + 1]
                 joined_s = self._apart_s(after, after) if index + 2 < len(self.places) else 0.0
-                rest_s += self.span(here, after).time.mean_s - joined_s
+                rest_s += self._span(here, after).time.mean_s - joined_s
                 self._behind[here.position] = rest_s
         return self._behind[cut.position]
-
-    def _index(self, cut: Cut) -> int:
-        return next(index for index, place in enumerate(self.places) if place.position == cut.position)

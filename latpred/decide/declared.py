@@ -13,8 +13,8 @@ from latpred.decide.points import EXIT, Point, classes_of
 from latpred.errors import InputError
 from latpred.surgery.cuts import Cut
 from latpred.surgery.gates import checked_gate
-from latpred.surgery.pieces import piece
-from latpred.surgery.wiring import wired
+from latpred.surgery.pieces import region
+from latpred.surgery.wiring import Wiring, wired
 
 __all__ = ["Declared", "gate_of", "point_of"]
 
@@ -48,7 +48,7 @@ class Declared:
     gate: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None
 
 
-def point_of(declared: Declared, model: onnx.ModelProto, places: Sequence[Cut]) -> Point:
+def point_of(declared: Declared, model: onnx.ModelProto | Wiring, places: Sequence[Cut]) -> Point:
     """The point that is meant.
 
     Raises
@@ -65,6 +65,7 @@ def point_of(declared: Declared, model: onnx.ModelProto, places: Sequence[Cut]) 
     >>> point_of(Declared("mine", "x", "t", ("skip",)), model, cuts(model)).levels
     ('skip',)
     """
+    wiring = wired(model)
     start, end = _cut(declared, declared.start, places), _cut(declared, declared.end, places)
     what = f"point {declared.name!r}"
     if not declared.options:
@@ -72,14 +73,14 @@ def point_of(declared: Declared, model: onnx.ModelProto, places: Sequence[Cut]) 
     if len(set(declared.options)) < len(declared.options):
         raise InputError(f"{what} needs options that differ, got {', '.join(declared.options)}: leave one out")
     if start.position == end.position:
-        if declared.options != (EXIT,) or start in (places[0], places[-1]) or classes_of(wired(model)) is None:
+        if declared.options != (EXIT,) or start in (places[0], places[-1]) or classes_of(wiring) is None:
             raise InputError(
                 f"{what} starts and ends at {declared.start!r}, where only an exit from inside a network that makes "
                 f"class scores can be, got {', '.join(declared.options)}: name another end"
             )
         return Point(declared.name, start, start, (Choice(EXIT),), {})
     choices = tuple(choice_of(option) for option in declared.options)
-    reasons = refusals(piece(model, start, end))
+    reasons = refusals(region(wiring, start, end).wiring)
     for choice in choices:
         if reasons[choice.level] is not None:
             raise InputError(f"{what} cannot have the option {choice.name!r}: {reasons[choice.level]}; leave it out")

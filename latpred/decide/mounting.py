@@ -90,7 +90,7 @@ def costs_of(
     first, last = appraiser.places[0], appraiser.places[-1]
     starts = [_point(one).start for one in mounted] + [last]
     ends = [first] + [_point(one).end for one in mounted]
-    trunk = [appraiser.span(start, end).time for start, end in zip(ends, starts, strict=True)]
+    trunk = [price.time for price in appraiser.spans(list(zip(ends, starts, strict=True)))]
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
     trunk = _shared_out(trunk, _unforeseen_s(appraiser, mounted, total_s))
@@ -120,7 +120,7 @@ def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: fl
     ends = {cut.position for one in mounted for cut in (_point(one).start, _point(one).end)}
     whole_s = appraiser.whole.time.mean_s
     # The network's own prediction holds one start.
-    predicted_s = chain_s - appraiser.span(first, last).start_s - whole_s
+    predicted_s = chain_s - appraiser.start_s - whole_s
     return (
         appraiser.cutting.charged_s(predicted_s, len(ends - {first.position, last.position}), whole_s)
         + whole_s

@@ -15,7 +15,7 @@ from latpred.surgery.patches import can_patch, computed_on, counts
 from latpred.surgery.quantize import can_quantize, in_int8
 from latpred.surgery.skip import can_skip
 from latpred.surgery.slicing import sliced
-from latpred.surgery.wiring import wired
+from latpred.surgery.wiring import Wiring, wired
 
 __all__ = ["KEPT", "REGION_LEVELS", "Choice", "altered", "choice_of", "refusals", "work_share"]
 
@@ -58,7 +58,7 @@ class Choice:
 KEPT = Choice(KEEP)
 WRITTEN = re.compile(r"(?P<level>skip|int8|channels(?= )|patches(?=\d+ ))(?P<side>[1-9]\d*)?( (?P<share>\d*\.?\d+))?")
 
-REFUSALS: Mapping[str, Callable[[onnx.ModelProto], str | None]] = {
+REFUSALS: Mapping[str, Callable[[Wiring], str | None]] = {
     "skip": can_skip,
     "channels": can_narrow,
     "patches": can_patch,
@@ -67,7 +67,7 @@ REFUSALS: Mapping[str, Callable[[onnx.ModelProto], str | None]] = {
 REGION_LEVELS = tuple(REFUSALS)
 
 
-def refusals(piece: onnx.ModelProto) -> dict[str, str | None]:
+def refusals(piece: Wiring) -> dict[str, str | None]:
     """Level -> why a region cannot be altered so; None where it can."""
     return {level: refusal(piece) for level, refusal in REFUSALS.items()}
 

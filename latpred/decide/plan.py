@@ -20,12 +20,15 @@ from latpred.decide.identity import Identity, Shapes, identity_of, paired
 from latpred.decide.mounting import DECIDE_S, chosen, costs_of, in_order
 from latpred.decide.names import Names, Rates
 from latpred.decide.points import Grid, points
-from latpred.decide.pricing import Price, Pricer, without_weights
+from latpred.decide.pricing import Price, priced
 from latpred.decide.table import Table, compile_table
 from latpred.errors import InputError
+from latpred.graph import read
 from latpred.predictor import Model, Predictor, name_of
+from latpred.reading.loading import load
 from latpred.surgery.cuts import cuts
 from latpred.surgery.tidy import tidied
+from latpred.surgery.wiring import wired
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,15 +218,17 @@ def plan(
     (only, bound), *others = pairs = paired(model, shapes)
     if others:
         return _among(predictor, pairs, dims, identity_of(predictor, model, dims, shapes), interval)
-    light = without_weights(tidied(only, dims, bound))
-    places = cuts(light)
+    source = load(only)
+    light = tidied(source, dims, bound)
+    wiring = wired(light)
+    places = cuts(wiring)
     appraiser = Appraiser(light, places, predictor, gate, interval)
-    by_hand = [(one, point_of(one, light, places)) for one in declared]
     _unique([one.name for one in declared])
+    by_hand = [(point, gate_of(one, point)) for one in declared for point in [point_of(one, wiring, places)]]
     taken = {one.name for one in declared}
-    found = [point for point in points(light, grid) if point.name not in taken]
-    own = tuple(appraiser.appraised(point, gate_of(one, point)) for one, point in by_hand)
-    decisions = (*own, *(appraiser.appraised(point) for point in found))
+    found = [(point, None) for point in points(wiring, grid, places) if point.name not in taken]
+    decisions = appraiser.appraised([*by_hand, *found])
+    own = decisions[: len(by_hand)]
     latency_s = appraiser.whole.time.mean_s
     if mount is None:
         free = [one for one in decisions if not any(_overlap(one, other) for other in own)]
@@ -231,7 +236,7 @@ def plan(
     else:
         _unique(mount)
         mounted = in_order([_named(decisions, name) for name in mount])
-    identity = identity_of(predictor, only, dims, bound)
+    identity = identity_of(predictor, source, dims, bound)
     return Plan(
         name_of(only),
         predictor.device,
@@ -253,8 +258,7 @@ def _among(
     interval: float,
 ) -> Plan:
     """The choice among several models, or several shapes of one; the first is kept."""
-    pricer = Pricer(predictor)
-    prices = [pricer.of(without_weights(tidied(one, dims, own))) for one, own in pairs]
+    prices = priced(predictor, [read(tidied(load(one), dims, own), trusted=True) for one, own in pairs])
     names = _own_names([name_of(one) for one, _ in pairs], [own for _, own in pairs])
     first = prices[0]
     multiple = NormalDist().inv_cdf((1 + interval) / 2)

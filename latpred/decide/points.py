@@ -9,7 +9,7 @@ plan mounts those of them that do not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -20,8 +20,9 @@ from latpred.decide.scopes import common_path, module_path
 from latpred.errors import InputError, SurgeryError
 from latpred.surgery.channels import groups
 from latpred.surgery.cuts import Cut, cuts
+from latpred.surgery.likeness import Likeness
 from latpred.surgery.patches import counts
-from latpred.surgery.pieces import piece
+from latpred.surgery.pieces import Region, region
 from latpred.surgery.pooled import channels_of
 from latpred.surgery.wiring import Wiring, wired
 
@@ -123,8 +124,17 @@ class Point:
         return self.start.position < other.end.position and other.start.position < self.end.position
 
 
-def points(model: onnx.ModelProto, grid: Grid | None = None) -> tuple[Point, ...]:
+def points(
+    model: onnx.ModelProto | Wiring, grid: Grid | None = None, places: Sequence[Cut] | None = None
+) -> tuple[Point, ...]:
     """Every point of a tidied model, by where it starts, larger regions first.
+
+    Parameters
+    ----------
+    model : ModelProto or Wiring
+    grid : Grid, optional
+    places : sequence of Cut, optional
+        Of the model, where they are known.
 
     Raises
     ------
@@ -146,7 +156,8 @@ def points(model: onnx.ModelProto, grid: Grid | None = None) -> tuple[Point, ...
     [('block', ('skip', 'channels', 'patches', 'int8')), ('block.up', ('int8',)), ('block.down', ('int8',))]
     """  # noqa: E501
     grid = grid or Grid()
-    wiring, places = wired(model), cuts(model)
+    wiring = wired(model)
+    places = cuts(wiring) if places is None else places
     found = [*_regions(wiring, places, grid), *(_exits(wiring, places) if EXIT in grid.levels else ())]
     found.sort(key=lambda point: (point.start.position, -point.end.position))
     return _unique(found)
@@ -162,25 +173,28 @@ def classes_of(wiring: Wiring) -> int | None:
 
 def _regions(wiring: Wiring, places: Sequence[Cut], grid: Grid) -> Iterator[Point]:
     modules = _modules(wiring, places)
+    likeness = Likeness(wiring)
+    opened: dict[Hashable, bool] = {}
     for first in range(len(places) - 1):
         for last in range(first + 1, min(first + MODULE, len(places) - 1) + 1):
             start, end = places[first], places[last]
             heavy = _heavy(wiring, start, end)
             if not heavy:
                 continue
-            inner = {cut.tensor for cut in places[first + 1 : last]}
-            region = None
-            if inner and (first, last) not in modules:
-                if last - first > WINDOW or _halves(modules, first, last):
+            whole = last - first == 1 or (first, last) in modules
+            if not whole and (last - first > WINDOW or _halves(modules, first, last)):
+                continue
+            found = region(wiring, start, end)
+            if not whole:
+                inner = places[first + 1 : last]
+                key = (likeness.key(found), *(cut.position - start.position for cut in inner))
+                if key not in opened:
+                    opened[key] = _opened(found, inner)
+                if not opened[key]:
                     continue
-                region = _opened(wiring, start, end, inner)
-                if region is None:
-                    continue
-            region = region or piece(wiring, start, end)
-            whole = not inner or (first, last) in modules
-            found = _point(region, _name(wiring, heavy, start, end, whole), start, end, grid)
-            if found.choices:
-                yield found
+            point = _point(found, _name(wiring, heavy, start, end, whole), start, end, grid)
+            if point.choices:
+                yield point
 
 
 def _halves(modules: set[tuple[int, int]], first: int, last: int) -> bool:
@@ -191,15 +205,13 @@ def _halves(modules: set[tuple[int, int]], first: int, last: int) -> bool:
     )
 
 
-def _opened(wiring: Wiring, start: Cut, end: Cut, inner: set[str]) -> onnx.ModelProto | None:
-    """The region, where inner channels lie across each of its cuts; else None."""
-    region = piece(wiring, start, end)
-    across = {name for group in groups(region) for name in group.tensors}
-    return region if inner <= across else None
+def _opened(found: Region, inner: Sequence[Cut]) -> bool:
+    """Whether inner channels lie across each cut inside a region."""
+    return {cut.tensor for cut in inner} <= {name for group in groups(found.wiring) for name in group.tensors}
 
 
-def _point(region: onnx.ModelProto, name: str, start: Cut, end: Cut, grid: Grid) -> Point:
-    reasons = refusals(region)
+def _point(found: Region, name: str, start: Cut, end: Cut, grid: Grid) -> Point:
+    reasons = refusals(found.wiring)
     choices: list[Choice] = []
     for level in (level for level in REGION_LEVELS if level in grid.levels and reasons[level] is None):
         if level == "channels":

@@ -1,30 +1,22 @@
-"""What pieces cost on a device: each predicted as the graph that runs, equal ones once."""
+"""What pieces cost on a device: each predicted as the graph that runs, equal ones once, many at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import onnx
 
 from latpred.calibration import Launches, parts_of
 from latpred.decide.costs import Duration
-from latpred.decide.options import Choice, altered
 from latpred.estimators import kernel_key
-from latpred.fingerprint import fingerprint
-from latpred.graph import read
+from latpred.graph import Graph, Op, captured
 from latpred.prediction import Prediction
 from latpred.predictor import Predictor
-from latpred.reading.nodes import rename
-from latpred.surgery.weights import bare
-from latpred.surgery.wiring import Wiring, declared, wired
-from latpred.tensors import DTYPE_CODES
 
-__all__ = ["NOTHING", "Price", "Pricer", "activation_bytes", "weight_bytes", "without_weights"]
+__all__ = ["NOTHING", "Price", "Pricer", "activation_bytes", "priced", "start_s", "weight_bytes"]
 
-KEPT_ELEMENTS = 4096  # of stored tensors: scales, zero points and shapes, that kernels depend on, are smaller
 COVERAGE = 0.9  # where the predictor's interval is taken for a standard deviation
 MULTIPLE = NormalDist().inv_cdf((1 + COVERAGE) / 2)
 
@@ -37,8 +29,6 @@ class Price:
     ----------
     time : Duration
         Latency in s, its start included, and the variance of the error that is its own, in s^2.
-    start_s : float
-        The part of it that starting one more graph among others takes, beyond what predictions of networks hold.
     shared_spread : float
         Relative standard deviation of the error that it shares with other pieces.
     peak_bytes : int
@@ -49,7 +39,6 @@ class Price:
     """
 
     time: Duration
-    start_s: float = 0.0
     shared_spread: float = 0.0
     peak_bytes: int = 0
     weight_bytes: int = 0
@@ -60,7 +49,7 @@ NOTHING = Price(Duration(0.0))
 
 
 class Pricer:
-    """Prices of pieces on a predictor's device; remembers what it has seen under whatever names.
+    """Prices of graphs on a predictor's device, by a key: equal keys stand for graphs that cost the same.
 
     Parameters
     ----------
@@ -68,170 +57,94 @@ class Pricer:
     cycle_bytes : int
         What passes from one run of a piece to the next: all that the whole network touches. A piece that ran by
         itself would find its weights in a cache that the rest of the network has emptied.
-
-    Attributes
-    ----------
-    predicted : int
-        Pieces that were predicted: others were equal to one of them.
     """
 
     def __init__(self, predictor: Predictor, cycle_bytes: int = 0) -> None:
         self.predictor = predictor
         self.cycle_bytes = cycle_bytes
-        self.predicted = 0
-        self._prices: dict[bytes, Price] = {}
-        self._altered: dict[tuple[bytes, Choice], Price] = {}
+        self._prices: dict[Hashable, Price] = {}
+        self._waiting: dict[Hashable, Graph] = {}
 
-    def of(self, piece: onnx.ModelProto) -> Price:
-        """Price of a piece as it is."""
-        canonical = _canonical(piece)
-        key = fingerprint(canonical)
-        price = self._prices.get(key)
-        if price is None:
-            self.predicted += 1
-            price = _price(self.predictor, canonical, self.cycle_bytes)
-            self._prices[key] = price
-        return price
+    def expect(self, key: Hashable, graph: Callable[[], Graph | None]) -> None:
+        """Say that a price will be asked for; `graph` is called for keys that are new, and None costs nothing."""
+        if key in self._prices or key in self._waiting:
+            return
+        made = graph()
+        if made is None:
+            self._prices[key] = NOTHING
+        else:
+            self._waiting[key] = made
 
-    def altered(self, piece: onnx.ModelProto, choices: Sequence[Choice]) -> list[Price]:
-        """Prices of what runs in a region's place, one a choice; equal regions are rewritten once.
-
-        Raises
-        ------
-        SurgeryError
-            Where the region cannot be altered so.
-        """
-        key = fingerprint(_canonical(piece))
-        for choice in choices:
-            if (key, choice) not in self._altered:
-                rewritten = altered(piece, choice)
-                self._altered[key, choice] = NOTHING if rewritten is None else self.of(rewritten)
-        return [self._altered[key, choice] for choice in choices]
+    def of(self, key: Hashable) -> Price:
+        """Price of a graph that was expected; all that wait are predicted together."""
+        if key in self._waiting:
+            graphs = list(self._waiting.values())
+            self._prices.update(zip(self._waiting, priced(self.predictor, graphs, self.cycle_bytes), strict=True))
+            self._waiting.clear()
+        return self._prices[key]
 
 
-def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same with dims only of large stored tensors: latency does not hang on them, and pieces are light.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from onnx import helper, numpy_helper
-    >>> x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 99]) for n in "xy")
-    >>> w = numpy_helper.from_array(np.ones((99, 99), np.float32), "w")
-    >>> model = helper.make_model(helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [w]))
-    >>> model.ByteSize() > 99 * 99 * 4 > without_weights(model).ByteSize()
-    True
-    """  # noqa: E501
-    stored = [
-        tensor if _elements(tensor) <= KEPT_ELEMENTS else bare(tensor.name, tensor.dims, tensor.data_type)
-        for tensor in model.graph.initializer
-    ]
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    light.graph.value_info.extend(model.graph.value_info)
-    light.graph.initializer.extend(stored)
-    return light
+def priced(predictor: Predictor, graphs: Sequence[Graph], cycle_bytes: int = 0) -> list[Price]:
+    """Prices of graphs, predicted together; `cycle_bytes` as of `Pricer`."""
+    predictions = predictor.predict_graphs(graphs, cycle_bytes=cycle_bytes)
+    return [_price(predictor, *one, cycle_bytes) for one in zip(graphs, predictions, strict=True)]
 
 
-def activation_bytes(wiring: Wiring) -> int:
-    """Most bytes of activations that live at once while the nodes run in order, each result kept to its last use.
+def start_s(predictor: Predictor, cycle_bytes: int, peak_bytes: int) -> float:
+    """What starting one more graph among others takes, in s, beyond what predictions of networks hold."""
+    return predictor.estimator.device.start_s(cycle_bytes, peak_bytes) if cycle_bytes else 0.0
+
+
+def _price(predictor: Predictor, graph: Graph, prediction: Prediction, cycle_bytes: int) -> Price:
+    weights = weight_bytes(graph)
+    peak = activation_bytes(graph) + weights
+    if not graph.ops:
+        return Price(Duration(0.0), 0.0, peak, weights, cycle_bytes)
+    own, shared = _spreads(predictor, prediction)
+    latency_s = prediction.latency_s + start_s(predictor, cycle_bytes, peak)
+    passing = max((entry.kernel.context.cycle_bytes for entry in prediction.kernels), default=0)
+    return Price(Duration(latency_s, (own * latency_s) ** 2), shared, peak, weights, passing)
+
+
+def activation_bytes(graph: Graph) -> int:
+    """Most bytes of activations that live at once while the ops run in order, each result kept to its last use.
 
     Examples
     --------
-    >>> from onnx import helper
-    >>> x, t, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 25]) for n in "xty")
+    >>> from onnx import TensorProto, helper
+    >>> from latpred.graph import read
+    >>> x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 25]) for n in "xy")
     >>> nodes = [helper.make_node("Relu", ["x"], ["t"]), helper.make_node("Add", ["t", "t"], ["y"])]
-    >>> activation_bytes(wired(helper.make_model(helper.make_graph(nodes, "g", [x], [y], value_info=[t]))))  # 2 x 100
+    >>> activation_bytes(read(helper.make_model(helper.make_graph(nodes, "g", [x], [y]))))  # 2 x 100
     200
     """
-    last = {name: users[-1] for name, users in wiring.users.items()}
-    last |= dict.fromkeys(wiring.outputs, len(wiring.nodes))
-    live = {name: _bytes_of(wiring, name) for name in wiring.inputs}
-    most = sum(live.values())
-    for index, node in enumerate(wiring.nodes):
-        live |= {name: _bytes_of(wiring, name) for name in node.output if name}
-        most = max(most, sum(live.values()))
-        for name in [name for name in live if last.get(name, -1) <= index]:
-            del live[name]
-    return most
+    last = {name: index for index, op in enumerate(graph.ops) for name in _read(op)}
+    last |= dict.fromkeys(graph.outputs, len(graph.ops))
+    freed_bytes = [0] * (len(graph.ops) + 1)
+
+    def make(name: str, index: int) -> int:
+        size_bytes = graph.tensors[name].spec.size_bytes
+        freed_bytes[max(index, last.get(name, index))] += size_bytes
+        return size_bytes
+
+    live_bytes = most_bytes = sum(make(name, 0) for name in graph.inputs)
+    for index, op in enumerate(graph.ops):
+        live_bytes += sum(make(name, index) for name in op.outputs if name)
+        most_bytes = max(most_bytes, live_bytes)
+        live_bytes -= freed_bytes[index]
+    return most_bytes
 
 
-def weight_bytes(wiring: Wiring) -> int:
+def weight_bytes(graph: Graph) -> int:
     """Bytes of all stored tensors."""
-    return sum(wiring.spec(name).size_bytes for name in wiring.stored)
+    made = {name for op in graph.ops for name in op.outputs} | set(graph.inputs)
+    return sum(tensor.spec.size_bytes for name, tensor in graph.tensors.items() if name not in made)
 
 
-def _bytes_of(wiring: Wiring, name: str) -> int:
-    info = wiring.infos.get(name)
-    known = info is not None and info.type.HasField("tensor_type")
-    return wiring.spec(name).size_bytes if known and info is not None and _typed(info) else 0
-
-
-def _typed(info: onnx.ValueInfoProto) -> bool:
-    return info.type.tensor_type.elem_type in DTYPE_CODES.values()
-
-
-def _elements(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    return count
-
-
-def _canonical(piece: onnx.ModelProto) -> onnx.ModelProto:
-    """The piece with names by order of appearance, so that equal pieces are equal protos."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(piece)
-    graph = copy.graph
-    names: dict[str, str] = {}
-    for value in graph.input:
-        names.setdefault(value.name, f"t{len(names)}")
-    for number, node in enumerate(graph.node):
-        node.name = f"n{number}"
-        node.doc_string = ""
-        del node.metadata_props[:]
-        for name in (*node.input, *node.output):
-            if name:
-                names.setdefault(name, f"t{len(names)}")
-    rename(graph, names)
-    for value in graph.input:
-        value.name = names[value.name]
-    for value in graph.value_info:
-        value.name = names.get(value.name, value.name)
-    ordered = sorted(graph.initializer, key=lambda stored: stored.name)
-    del graph.initializer[:]
-    graph.initializer.extend(ordered)
-    graph.name = "piece"
-    return copy
-
-
-def _declare_all(piece: onnx.ModelProto) -> None:
-    """Write the shapes that surgery left for the runtime to infer into the piece, in place."""
-    known = {value.name for value in (*piece.graph.value_info, *piece.graph.output)}
-    unknown = [name for node in piece.graph.node for name in node.output if name and name not in known]
-    if unknown:
-        tensors = read(piece).tensors
-        piece.graph.value_info.extend(
-            declared(name, tensors[name].spec) for name in unknown if tensors[name].dtype in DTYPE_CODES
-        )
-
-
-def _price(predictor: Predictor, piece: onnx.ModelProto, cycle_bytes: int) -> Price:
-    _declare_all(piece)
-    wiring = wired(piece)
-    weights = weight_bytes(wiring)
-    peak = activation_bytes(wiring) + weights
-    if not wiring.nodes:
-        return Price(Duration(0.0), 0.0, 0.0, peak, weights, cycle_bytes)
-    prediction = predictor.predict(piece, cycle_bytes=cycle_bytes)
-    own, shared = _spreads(predictor, prediction)
-    start_s = predictor.estimator.device.start_s(cycle_bytes, peak) if cycle_bytes else 0.0
-    latency_s = prediction.latency_s + start_s
-    passing = max((entry.kernel.context.cycle_bytes for entry in prediction.kernels), default=0)
-    return Price(Duration(latency_s, (own * latency_s) ** 2), start_s, shared, peak, weights, passing)
+def _read(op: Op) -> Iterator[str]:
+    yield from op.inputs
+    for body in op.bodies:
+        yield from captured(body)
 
 
 def _spreads(predictor: Predictor, prediction: Prediction) -> tuple[float, float]:

@@ -233,8 +233,9 @@ def _touch(stack: list[tuple[int, int, int]], start: int, end: int, flow: int) -
     at = len(stack) - 1
     while at >= 0 and left:
         low, high, then = stack[at]
-        a, b = max(low, start), min(high, end)
-        if a < b:
+        if low < end and start < high:
+            a = low if low > start else start
+            b = high if high < end else end
             inside = b - a
             total += inside * (depth + inside + flow - then)
             left -= inside

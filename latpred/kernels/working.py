@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from latpred.graph import AttributeValue, Graph, Op, Tensor
+from latpred.graph import AttributeValue, Graph, Op, Tensor, captured
 
 __all__ = ["Node", "Remark", "WorkingGraph"]
 
@@ -61,8 +61,9 @@ class WorkingGraph:
     @classmethod
     def of(cls, graph: Graph) -> WorkingGraph:
         """A rewritable copy; the graph itself is never touched."""
-        captured = {op.name: tuple(sorted(set().union(*map(_captured, op.bodies)))) for op in graph.ops if op.bodies}
-        kept = dict.fromkeys(name for names in captured.values() for name in names)
+        # Bodies read these by name, so that they have to keep it.
+        outer = {op.name: tuple(sorted(set().union(*map(captured, op.bodies)))) for op in graph.ops if op.bodies}
+        kept = dict.fromkeys(name for names in outer.values() for name in names)
         outputs = (*graph.outputs, *(name for name in kept if name not in graph.outputs))
         working = cls(dict(graph.tensors), graph.inputs, outputs, graph.opsets)
         for op in graph.ops:
@@ -76,7 +77,7 @@ class WorkingGraph:
                     dict(op.attributes),
                     (op.name,),
                     source=op if op.bodies else None,
-                    captured=captured.get(op.name, ()),
+                    captured=outer.get(op.name, ()),
                 )
             )
         return working
@@ -271,12 +272,3 @@ class WorkingGraph:
 
 def _age(node: Node) -> int:
     return node.age
-
-
-def _captured(body: Graph) -> set[str]:
-    """Tensors that a body reads from around it: their names have to stay as they are."""
-    read = {name for op in body.ops for name in op.inputs if name} | set(body.outputs)
-    for op in body.ops:
-        for inner in op.bodies:
-            read |= _captured(inner)
-    return read - set(body.inputs) - {name for op in body.ops for name in op.outputs}

@@ -19,6 +19,7 @@ __all__ = [
     "constant_of",
     "copied",
     "domain_of",
+    "graphs_of",
     "in_order",
     "names_read",
     "parse",
@@ -213,7 +214,8 @@ def _sorted(nodes: Sequence[ParsedNode], known: Callable[[str], bool]) -> list[P
     return [nodes[index] for index in ready]
 
 
-def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Bodies in a node's attributes."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -223,9 +225,10 @@ def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def names_read(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, those that its bodies take from outside included."""
     yield from node.input
-    for graph in _graphs(node):
+    for graph in graphs_of(node):
         own = {value.name for value in graph.input} | {stored.name for stored in graph.initializer}
         own.update(name for inner in graph.node for name in inner.output)
+        own.update(sparse.values.name for sparse in graph.sparse_initializer)
         for inner in graph.node:
             yield from (name for name in names_read(inner) if name not in own)
         yield from (value.name for value in graph.output if value.name not in own)
@@ -233,14 +236,14 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
 
 def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     """Replace names of values, in place, bodies included (but not what a body calls so itself)."""
-    for stored in graph.initializer:
+    for stored in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
         stored.name = names.get(stored.name, stored.name)
     for value in graph.output:
         value.name = names.get(value.name, value.name)
     for node in graph.node:
         _replace(node.input, names)
         _replace(node.output, names)
-        for inner in _graphs(node):
+        for inner in graphs_of(node):
             own: Collection[str] = {value.name for value in inner.input}
             rename(inner, {old: new for old, new in names.items() if old not in own})
 

@@ -60,7 +60,7 @@ class _HalvedError(Exception):
     """Channels are split into parts that belong together, each with as many; never leaves this module."""
 
 
-def groups(piece: onnx.ModelProto) -> tuple[ChannelGroup, ...]:
+def groups(piece: onnx.ModelProto | Wiring) -> tuple[ChannelGroup, ...]:
     """Every group of inner channels of a piece, in the order of what makes them.
 
     Examples
@@ -77,7 +77,7 @@ def groups(piece: onnx.ModelProto) -> tuple[ChannelGroup, ...]:
     return _searched(wired(piece))[0]
 
 
-def can_narrow(piece: onnx.ModelProto) -> str | None:
+def can_narrow(piece: onnx.ModelProto | Wiring) -> str | None:
     """Why no channel of a piece can be left out; None where some can."""
     found, reasons = _searched(wired(piece))
     if found:

@@ -61,7 +61,7 @@ class Cut:
         return Spec(self.shape, self.dtype)
 
 
-def cuts(model: onnx.ModelProto) -> tuple[Cut, ...]:
+def cuts(model: onnx.ModelProto | Wiring) -> tuple[Cut, ...]:
     """Every cut of a tidied model, in order.
 
     The first is the model's main input, with all others carried; the last is the output that is made last.

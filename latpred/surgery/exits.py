@@ -15,7 +15,7 @@ LOGITS, PROBABILITIES, CONFIDENCE = "exit_logits", "exit_probabilities", "exit_c
 
 
 def head(
-    cut: Cut, classes: int, seed: int = 0, weights: tuple[Array, Array] | None = None, confident: bool = False
+    cut: Cut, classes: int, seed: int | None = 0, weights: tuple[Array, Array] | None = None, confident: bool = False
 ) -> onnx.ModelProto:
     """Average over positions, a linear map to class scores, and their probabilities.
 
@@ -24,8 +24,8 @@ def head(
     cut : Cut
         Where the head reads; the graph's input has its tensor's name.
     classes : int
-    seed : int
-        Of the random weights that stand in for trained ones.
+    seed : int or None
+        Of the random weights that stand in for trained ones; None leaves them out.
     weights : pair of arrays, optional
         Matrix (channels, classes) and bias (classes,).
     confident : bool

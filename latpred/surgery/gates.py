@@ -20,7 +20,9 @@ __all__ = ["SCORES", "checked_gate", "gate_network"]
 SCORES = "gate_scores"
 
 
-def gate_network(cut: Cut, width: int, seed: int = 0, weights: tuple[Array, Array] | None = None) -> onnx.ModelProto:
+def gate_network(
+    cut: Cut, width: int, seed: int | None = 0, weights: tuple[Array, Array] | None = None
+) -> onnx.ModelProto:
     """Average over positions, then a linear map to one score an option.
 
     Raises

@@ -76,7 +76,7 @@ def origins(height: int, width: int, granularity: int) -> Array:
     return np.array([(row, column) for row in rows for column in columns], np.int64)
 
 
-def can_patch(piece: onnx.ModelProto) -> str | None:
+def can_patch(piece: onnx.ModelProto | Wiring) -> str | None:
     """Why a piece cannot be computed on patches; None where it can.
 
     Examples
@@ -86,10 +86,10 @@ def can_patch(piece: onnx.ModelProto) -> str | None:
     >>> can_patch(helper.make_model(helper.make_graph([node], "g", [x], [y])))
     "AveragePool 'p' is neither a convolution nor computed position by position"
     """
-    reason = can_skip(piece)
+    wiring = wired(piece)
+    reason = can_skip(wiring)
     if reason is not None:
         return reason
-    wiring = wired(piece)
     if len(wiring.inputs) != 1:
         return f"it also reads {', '.join(map(repr, wiring.inputs[1:]))}"
     shape = wiring.spec(wiring.inputs[0]).shape
@@ -175,7 +175,7 @@ def computed_on(piece: onnx.ModelProto, granularity: int, n_patches: int) -> onn
     active = declared(ACTIVE_PATCHES, Spec((n_patches,), "int64"))
     stored = [*piece.graph.initializer, *(constant(name, values) for name, values in builder.constants.items())]
     name = f"{piece.graph.name} on {n_patches} of {found} patches"
-    return assembled(piece, name, nodes, [piece.graph.input[0], active], piece.graph.output, stored, {})
+    return assembled(piece, name, nodes, [piece.graph.input[0], active], piece.graph.output, stored, builder.infos)
 
 
 class _Builder:
@@ -190,14 +190,16 @@ class _Builder:
         self.margins = _margins(wiring)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
-        self.made: set[str] = set()
+        self.infos: dict[str, onnx.ValueInfoProto] = {}
 
     def nodes_of_all(self) -> list[onnx.NodeProto]:
         self.gather()
         for index, node in enumerate(self.wiring.nodes):
             rewritten = copied(node)
-            rewritten.output[0] = _on_patches(node.output[0])
             margin, radius = self.margins[node.output[0]], _radius(self.wiring, index)
+            made = self.wiring.spec(node.output[0])
+            self.declare(_on_patches(node.output[0]), (self.n_patches, made.shape[1], *self.sides(margin)), made.dtype)
+            rewritten.output[0] = _on_patches(node.output[0])
             needed = margin[0] + radius[0], margin[1] + radius[1]
             for place, name in enumerate(node.input):
                 if name and name not in self.wiring.stored:
@@ -208,10 +210,15 @@ class _Builder:
         self.scatter()
         return self.nodes
 
-    def op(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node unless its output is there."""
-        if output not in self.made:
-            self.made.add(output)
+    def declare(self, name: str, shape: Sequence[int], dtype: str) -> None:
+        self.infos[name] = declared(name, Spec(tuple(shape), dtype))
+
+    def op(
+        self, op_type: str, inputs: Sequence[str], output: str, shape: Sequence[int], dtype: str = "", **attributes: Any
+    ) -> str:
+        """Add a node unless its output is there; the region's dtype is its default."""
+        if output not in self.infos:
+            self.declare(output, shape, dtype or self.spec.dtype)
             self.nodes.append(helper.make_node(op_type, list(inputs), [output], f"patches/{output}", **attributes))
         return output
 
@@ -235,26 +242,32 @@ class _Builder:
         inside = (rows == nearest_row)[:, :, None] & (columns == nearest_column)[:, None, :]
         dtype = np.dtype(self.spec.dtype)
         self.constant("inside", inside[:, None].astype(dtype))
-        self.op("Transpose", [self.start], "patches/last", perm=[0, 2, 3, 1])
-        shape = self.constant("rows shape", np.array([height * width, channels]))
-        self.op("Reshape", ["patches/last", shape], "patches/rows")
+        count, positions = self.n_patches, down * across
+        self.op("Transpose", [self.start], "patches/last", (1, height, width, channels), perm=[0, 2, 3, 1])
+        flat = height * width, channels
+        self.op("Reshape", ["patches/last", self.constant("rows shape", np.array(flat))], "patches/rows", flat)
         table = self.constant("read", places.reshape(len(firsts), -1))
-        self.op("Gather", [table, ACTIVE_PATCHES], "patches/places", axis=0)
-        self.op("Gather", ["patches/rows", "patches/places"], "patches/gathered", axis=0)
-        shape = self.constant("gathered shape", np.array([self.n_patches, down, across, channels]))
-        self.op("Reshape", ["patches/gathered", shape], "patches/squares")
-        self.op("Transpose", ["patches/squares"], _on_patches(self.start), perm=[0, 3, 1, 2])
+        self.op("Gather", [table, ACTIVE_PATCHES], "patches/places", (count, positions), "int64", axis=0)
+        gathered = "patches/gathered"
+        self.op("Gather", ["patches/rows", "patches/places"], gathered, (count, positions, channels), axis=0)
+        squares = count, down, across, channels
+        self.op("Reshape", [gathered, self.constant("gathered shape", np.array(squares))], "patches/squares", squares)
+        whole = count, channels, down, across
+        self.op("Transpose", ["patches/squares"], _on_patches(self.start), whole, perm=[0, 3, 1, 2])
 
     def operand(self, name: str, margin: Margin, padded: bool) -> str:
         """A tensor on patches with that margin; zero beyond the border where a convolution pads it."""
-        own, patched = self.margins[name], _on_patches(name)
+        own, patched, channels = self.margins[name], _on_patches(name), self.wiring.spec(name).shape[1]
         if padded:
-            mask = self.op("Gather", ["patches/inside", ACTIVE_PATCHES], "patches/mask", axis=0)
-            mask = self.cropped(mask, self.margins[self.start], own)
-            patched = self.op("Mul", [patched, mask], f"{patched}:masked")
-        return self.cropped(patched, own, margin)
+            halo = self.margins[self.start]
+            shape = self.n_patches, 1, *self.sides(halo)
+            mask = self.op("Gather", ["patches/inside", ACTIVE_PATCHES], "patches/mask", shape, axis=0)
+            mask = self.cropped(mask, 1, halo, own)
+            shape = self.n_patches, channels, *self.sides(own)
+            patched = self.op("Mul", [patched, mask], f"{patched}:masked", shape)
+        return self.cropped(patched, channels, own, margin)
 
-    def cropped(self, name: str, own: Margin, margin: Margin) -> str:
+    def cropped(self, name: str, channels: int, own: Margin, margin: Margin) -> str:
         if own == margin:
             return name
         less = own[0] - margin[0], own[1] - margin[1]
@@ -263,7 +276,8 @@ class _Builder:
         starts = self.constant(f"starts {label}", np.array(less))
         ends = self.constant(f"ends {label}", np.array([less[0] + sides[0], less[1] + sides[1]]))
         axes = self.constant("axes", np.array([2, 3]))
-        return self.op("Slice", [name, starts, ends, axes], f"{name}:{margin[0]},{margin[1]}")
+        shape = self.n_patches, channels, *sides
+        return self.op("Slice", [name, starts, ends, axes], f"{name}:{margin[0]},{margin[1]}", shape)
 
     def scatter(self) -> None:
         """Results into a copy of the input."""
@@ -271,18 +285,22 @@ class _Builder:
         firsts = origins(height, width, self.granularity)
         steps = np.arange(self.granularity)
         places = (firsts[:, :1] + steps)[:, :, None] * width + (firsts[:, 1:] + steps)[:, None, :]
-        result = self.cropped(_on_patches(self.end), self.margins[self.end], (0, 0))
-        self.op("Transpose", [result], "patches/results last", perm=[0, 2, 3, 1])
+        count, flat = self.n_patches * len(steps) ** 2, (height * width, channels)
+        result = self.cropped(_on_patches(self.end), channels, self.margins[self.end], (0, 0))
+        last = self.n_patches, len(steps), len(steps), channels
+        self.op("Transpose", [result], "patches/results last", last, perm=[0, 2, 3, 1])
         shape = self.constant("results shape", np.array([-1, channels]))
-        self.op("Reshape", ["patches/results last", shape], "patches/results")
+        self.op("Reshape", ["patches/results last", shape], "patches/results", (count, channels))
         table = self.constant("write", places.reshape(len(firsts), -1))
-        self.op("Gather", [table, ACTIVE_PATCHES], "patches/targets", axis=0)
+        targets = self.n_patches, len(steps) ** 2
+        self.op("Gather", [table, ACTIVE_PATCHES], "patches/targets", targets, "int64", axis=0)
         shape = self.constant("targets shape", np.array([-1, 1]))
-        self.op("Reshape", ["patches/targets", shape], "patches/target rows")
-        self.op("ScatterND", ["patches/rows", "patches/target rows", "patches/results"], "patches/written")
+        self.op("Reshape", ["patches/targets", shape], "patches/target rows", (count, 1), "int64")
+        written = "patches/written"
+        self.op("ScatterND", ["patches/rows", "patches/target rows", "patches/results"], written, flat)
         shape = self.constant("map shape", np.array([1, height, width, channels]))
-        self.op("Reshape", ["patches/written", shape], "patches/map")
-        self.op("Transpose", ["patches/map"], self.end, perm=[0, 3, 1, 2])
+        self.op("Reshape", [written, shape], "patches/map", (1, height, width, channels))
+        self.op("Transpose", ["patches/map"], self.end, self.spec.shape, perm=[0, 3, 1, 2])
 
 
 def _on_patches(name: str) -> str:

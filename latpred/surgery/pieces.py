@@ -7,22 +7,65 @@ values too, so that a runtime can hold it once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import onnx
 
 from latpred.errors import SurgeryError
 from latpred.surgery.cuts import Cut
-from latpred.surgery.wiring import Wiring, assembled, extracted, wired
+from latpred.surgery.wiring import Wiring, assembled, extracted, wired, within
 
-__all__ = ["chain", "piece"]
+__all__ = ["Region", "chain", "cut_out", "piece", "region"]
 
 
-def piece(model: onnx.ModelProto | Wiring, start: Cut, end: Cut) -> onnx.ModelProto:
-    """What lies between two cuts of a tidied model, or of its wiring, where many pieces are wanted.
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What lies between two cuts, as a part of the whole model.
+
+    Attributes
+    ----------
+    nodes : tuple of int
+        Of the whole, in order.
+    inputs, outputs : tuple of str
+        The main tensor first.
+    wiring : Wiring
+        The nodes as if they were a model of their own.
+    """
+
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    wiring: Wiring
+
+
+def region(wiring: Wiring, start: Cut, end: Cut) -> Region:
+    """What lies between two cuts of a tidied model; nothing is copied.
 
     Its inputs are the start's main tensor and those carried ones that it reads; its outputs the end's main tensor,
     then the carried ones and the model's outputs that are made in it.
+
+    Raises
+    ------
+    SurgeryError
+        Where the end does not lie behind the start.
+    """
+    if start.position >= end.position:
+        raise SurgeryError(
+            f"a piece needs an end behind its start, but {end.tensor!r} (position {end.position}) does not lie behind "
+            f"{start.tensor!r} (position {start.position}): swap them"
+        )
+    between = range(start.position, end.position)
+    more = [name for name in (*end.carried, *wiring.outputs) if wiring.makers.get(name, -1) in between]
+    outputs = tuple(dict.fromkeys([end.tensor, *more]))
+    needed = tuple(extracted(wiring, [start.tensor, *start.carried], outputs))
+    read = {name for index in needed for name in wiring.reads[index]}
+    inputs = (start.tensor, *(name for name in start.carried if name in read))
+    return Region(needed, inputs, outputs, within(wiring, needed, inputs, outputs))
+
+
+def piece(model: onnx.ModelProto | Wiring, start: Cut, end: Cut) -> onnx.ModelProto:
+    """`region` as a model of its own, of a tidied model, or of its wiring where many pieces are wanted.
 
     Raises
     ------
@@ -41,7 +84,7 @@ def piece(model: onnx.ModelProto | Wiring, start: Cut, end: Cut) -> onnx.ModelPr
     >>> [value.name for value in piece(model, middle, last).graph.input]
     ['t']
     """
-    return _piece(model if isinstance(model, Wiring) else wired(model), start, end)
+    return cut_out(region(wired(model), start, end))
 
 
 def chain(model: onnx.ModelProto, places: Sequence[Cut]) -> tuple[onnx.ModelProto, ...]:
@@ -53,27 +96,18 @@ def chain(model: onnx.ModelProto, places: Sequence[Cut]) -> tuple[onnx.ModelProt
         Where the cuts are not in order.
     """
     wiring = wired(model)
-    return tuple(_piece(wiring, start, end) for start, end in pairwise(places))
+    return tuple(cut_out(region(wiring, start, end)) for start, end in pairwise(places))
 
 
-def _piece(wiring: Wiring, start: Cut, end: Cut) -> onnx.ModelProto:
-    if start.position >= end.position:
-        raise SurgeryError(
-            f"a piece needs an end behind its start, but {end.tensor!r} (position {end.position}) does not lie behind "
-            f"{start.tensor!r} (position {start.position}): swap them"
-        )
-    between = range(start.position, end.position)
-    more = [name for name in (*end.carried, *wiring.outputs) if wiring.makers.get(name, -1) in between]
-    outputs = list(dict.fromkeys([end.tensor, *more]))
-    inputs = [start.tensor, *start.carried]
-    needed = extracted(wiring, inputs, outputs)
-    read = {name for index in needed for name in wiring.reads[index]}
+def cut_out(found: Region) -> onnx.ModelProto:
+    """A region as a model of its own."""
+    wiring = found.wiring
     return assembled(
         wiring.model,
-        f"{start.tensor} > {end.tensor}",
-        [wiring.nodes[index] for index in needed],
-        [wiring.infos[name] for name in inputs if name == start.tensor or name in read],
-        [wiring.infos[name] for name in outputs],
+        f"{found.inputs[0]} > {found.outputs[0]}",
+        wiring.nodes,
+        [wiring.infos[name] for name in found.inputs],
+        [wiring.infos[name] for name in found.outputs],
         wiring.model.graph.initializer,
         wiring.infos,
     )

@@ -10,9 +10,9 @@ from onnx import helper
 
 from latpred.errors import SurgeryError
 from latpred.surgery.cuts import Cut
-from latpred.surgery.weights import constant
+from latpred.surgery.weights import bare, constant
 from latpred.surgery.wiring import declared
-from latpred.tensors import Array, Spec
+from latpred.tensors import DTYPE_CODES, Array, Spec
 
 __all__ = ["channels_of", "pooled_linear"]
 
@@ -48,7 +48,7 @@ def pooled_linear(
     behind: Sequence[onnx.NodeProto] = (),
     more: Sequence[tuple[str, tuple[int, ...]]] = (),
     weights: tuple[Array, Array] | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> onnx.ModelProto:
     """Average over all positions, then a linear map to `width` values named `output`.
 
@@ -64,7 +64,8 @@ def pooled_linear(
         Outputs that these make.
     weights : pair of arrays, optional
         Matrix (channels, width) and bias (width,); without it, seeded random ones.
-    seed : int
+    seed : int or None
+        None leaves weights out: dims are enough to predict the latency.
 
     Raises
     ------
@@ -75,18 +76,21 @@ def pooled_linear(
     if width < 1:
         raise SurgeryError(f"a linear map to at least one value is needed, but the width is {width}: give a larger one")
     dtype = np.dtype(cut.dtype)
-    if weights is None:
-        drawn = np.random.default_rng(seed).standard_normal((channels, width)) / np.sqrt(channels)
-        weights = drawn, np.zeros(width)
-    matrix, bias = (np.asarray(values, dtype) for values in weights)
-    if matrix.shape != (channels, width) or bias.shape != (width,):
-        raise SurgeryError(
-            f"weights of shapes ({channels}, {width}) and ({width},) are needed, but {matrix.shape} and {bias.shape} "
-            "came: train the head for this cut and this width"
-        )
+    names = f"{output}:matrix", f"{output}:bias"
+    if weights is None and seed is None:
+        code = DTYPE_CODES[cut.dtype]
+        stored = [bare(names[0], (channels, width), code), bare(names[1], (width,), code)]
+    else:
+        matrix, bias = (np.asarray(values, dtype) for values in weights or _drawn(channels, width, seed))
+        if matrix.shape != (channels, width) or bias.shape != (width,):
+            raise SurgeryError(
+                f"weights of shapes ({channels}, {width}) and ({width},) are needed, but {matrix.shape} and "
+                f"{bias.shape} came: train the head for this cut and this width"
+            )
+        stored = [constant(names[0], matrix), constant(names[1], bias)]
     nodes = [
         *_average(cut, f"{output}:pooled"),
-        helper.make_node("Gemm", [f"{output}:pooled", f"{output}:matrix", f"{output}:bias"], [output], f"{output}/map"),
+        helper.make_node("Gemm", [f"{output}:pooled", *names], [output], f"{output}/map"),
         *behind,
     ]
     outputs = [(output, (batch, width)), *more]
@@ -95,9 +99,14 @@ def pooled_linear(
         f"{cut.tensor} > {output}",
         [declared(cut.tensor, cut.spec)],
         [declared(name, Spec(shape, cut.dtype)) for name, shape in outputs],
-        [constant(f"{output}:matrix", matrix), constant(f"{output}:bias", bias)],
+        stored,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _drawn(channels: int, width: int, seed: int | None) -> tuple[Array, Array]:
+    drawn = np.random.default_rng(seed).standard_normal((channels, width)) / np.sqrt(channels)
+    return drawn, np.zeros(width)
 
 
 def _average(cut: Cut, pooled: str) -> list[onnx.NodeProto]:

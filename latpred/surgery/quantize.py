@@ -20,8 +20,8 @@ from latpred.reading.nodes import copied
 from latpred.surgery.affine import folded_into_weights
 from latpred.surgery.channels import attributes_of
 from latpred.surgery.weights import bare, constant, values_of
-from latpred.surgery.wiring import Wiring, assembled, wired
-from latpred.tensors import Array
+from latpred.surgery.wiring import Wiring, assembled, declared, wired
+from latpred.tensors import Array, Spec
 
 __all__ = ["DEFAULT_RANGE", "Range", "calibrated", "can_quantize", "in_int8", "quantized_tensors"]
 
@@ -44,7 +44,7 @@ class _Scheme:
     results: frozenset[str]  # those of them that an integer operator makes, so that all read the rounded values
 
 
-def can_quantize(piece: onnx.ModelProto) -> str | None:
+def can_quantize(piece: onnx.ModelProto | Wiring) -> str | None:
     """Why a piece cannot run in int8; None where it can.
 
     Examples
@@ -57,7 +57,7 @@ def can_quantize(piece: onnx.ModelProto) -> str | None:
     wiring = wired(piece)
     if wiring.opset < OLDEST_OPSET:
         return f"its opset is {wiring.opset}, below {OLDEST_OPSET}"
-    if not _scheme(wired(folded_into_weights(piece))).operators:
+    if not any(_is_weighted(wiring, index) for index in range(len(wiring.nodes))):
         return "it has no convolution and no product with a constant matrix of 32-bit floats"
     return None
 
@@ -131,7 +131,8 @@ def in_int8(piece: onnx.ModelProto, ranges: Mapping[str, Range] | None = None) -
     nodes = writer.nodes_of_all()
     stored = [*whole.graph.initializer, *writer.stored.values()]
     name = f"{piece.graph.name} in int8"
-    return assembled(whole, name, nodes, whole.graph.input, whole.graph.output, stored, wiring.infos)
+    infos = {**wiring.infos, **writer.infos}
+    return assembled(whole, name, nodes, whole.graph.input, whole.graph.output, stored, infos)
 
 
 def _scheme(wiring: Wiring) -> _Scheme:
@@ -190,6 +191,7 @@ class _Writer:
         self.scales = {name: _scale(name, ranges) for name in scheme.tensors}
         self.nodes: list[onnx.NodeProto] = []
         self.stored: dict[str, TensorProto] = {}
+        self.infos: dict[str, onnx.ValueInfoProto] = {}
 
     def nodes_of_all(self) -> list[onnx.NodeProto]:
         for name in self.wiring.inputs:
@@ -230,6 +232,10 @@ class _Writer:
 
     def pair(self, raw: str, rounded: str, name: str) -> None:
         parameters = [f"{name}:scale", f"{name}:zero"]
+        shape = self.wiring.spec(name).shape
+        self.declare(f"{name}:integers", shape, "uint8")
+        self.declare(raw, shape, "float32")
+        self.declare(f"{name}:rounded", shape, "float32")
         self.nodes += [
             helper.make_node("QuantizeLinear", [raw, *parameters], [f"{name}:integers"], f"{name}/quantize"),
             helper.make_node("DequantizeLinear", [f"{name}:integers", *parameters], [rounded], f"{name}/dequantize"),
@@ -266,6 +272,7 @@ class _Writer:
         self.store(whole if integers is None else constant(f"{name}:integers", integers))
         self.store(constant(f"{name}:scale", np.asarray(scales, np.float32)))
         self.store(constant(f"{name}:zero", np.zeros(len(scales), dtype)))
+        self.declare(f"{name}:rounded", tuple(stored.dims), "float32")
         self.nodes.append(
             helper.make_node(
                 "DequantizeLinear", [f"{name}:integers", f"{name}:scale", f"{name}:zero"], [f"{name}:rounded"],
@@ -273,6 +280,9 @@ class _Writer:
             )
         )  # fmt: skip
         return f"{name}:rounded"
+
+    def declare(self, name: str, shape: tuple[int, ...], dtype: str) -> None:
+        self.infos[name] = declared(name, Spec(shape, dtype))
 
     def store(self, tensor: TensorProto) -> None:
         self.stored[tensor.name] = tensor

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx
 
-from latpred.surgery.wiring import wired
+from latpred.surgery.wiring import Wiring, wired
 
 __all__ = ["can_skip"]
 
 
-def can_skip(piece: onnx.ModelProto) -> str | None:
+def can_skip(piece: onnx.ModelProto | Wiring) -> str | None:
     """Why a piece cannot be left out; None where its input can stand for its output.
 
     Carried tensors may be read, but not made.

@@ -118,30 +118,43 @@ def _loaded(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> onnx.Mo
 
 def _inline_branches(model: onnx.ModelProto, graph: Graph) -> bool:
     """Put the branch that a constant condition takes in the place of its If, in place; whether there was one."""
+    taken = {
+        index: branch for index, node in enumerate(model.graph.node) if (branch := _taken(node, graph)) is not None
+    }
+    if not taken:
+        return False
     nodes: list[onnx.NodeProto] = []
-    found = False
-    for node in model.graph.node:
-        condition = graph.tensors.get(node.input[0]) if node.op_type == "If" else None
-        if condition is None or condition.value is None or condition.value.size != 1:
+    for index, node in enumerate(model.graph.node):
+        if index not in taken:
             nodes.append(copied(node))
             continue
-        found = True
-        taken = "then_branch" if condition.value.reshape(-1)[0] else "else_branch"
-        branch = copied(next(attribute.g for attribute in node.attribute if attribute.name == taken))
+        branch = copied(taken[index])
         made = {name for inner in branch.node for name in inner.output if name}
         made |= {stored.name for stored in branch.initializer}
+        made |= {sparse.values.name for sparse in branch.sparse_initializer}
         results = [value.name for value in branch.output]
         rename(branch, {name: f"{name}~{node.output[0]}" for name in made})
         model.graph.initializer.extend(branch.initializer)
+        model.graph.sparse_initializer.extend(branch.sparse_initializer)
         nodes += [copied(inner) for inner in branch.node]
         nodes += [
             helper.make_node("Identity", [f"{name}~{node.output[0]}" if name in made else name], [output])
             for name, output in zip(results, node.output, strict=True)
+            if output
         ]
-    if found:
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
-    return found
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return True
+
+
+def _taken(node: onnx.NodeProto, graph: Graph) -> onnx.GraphProto | None:
+    """The branch that an If always takes, where its condition is constant and the branch makes what the If does."""
+    condition = graph.tensors.get(node.input[0]) if node.op_type == "If" and node.input else None
+    if condition is None or condition.value is None or condition.value.size != 1:
+        return None
+    name = "then_branch" if condition.value.reshape(-1)[0] else "else_branch"
+    branch = next((attribute.g for attribute in node.attribute if attribute.name == name), None)
+    return branch if branch is not None and len(branch.output) == len(node.output) else None
 
 
 def _named(model: onnx.ModelProto, graph: Graph) -> list[onnx.NodeProto]:

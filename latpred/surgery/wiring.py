@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 from onnx import helper
@@ -11,9 +11,9 @@ from onnx import helper
 from latpred.errors import SurgeryError
 from latpred.reading.nodes import names_read
 from latpred.reading.shapes import signature_of
-from latpred.tensors import DTYPE_CODES, Spec
+from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, Spec
 
-__all__ = ["Wiring", "assembled", "declared", "descendants", "extracted", "wired"]
+__all__ = ["Wiring", "assembled", "declared", "descendants", "extracted", "wired", "within"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Wiring:
     infos: Mapping[str, onnx.ValueInfoProto]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    specs: dict[str, Spec] = field(default_factory=dict, repr=False, compare=False)  # those that were asked for
 
     @property
     def opset(self) -> int:
@@ -43,9 +44,15 @@ class Wiring:
         SurgeryError
             Where the model does not say them, so that it was not tidied.
         """
+        found = self.specs.get(name)
+        if found is None:
+            found = self.specs[name] = self._spec(name)
+        return found
+
+    def _spec(self, name: str) -> Spec:
         stored = self.stored.get(name)
         if stored is not None:
-            return Spec(tuple(stored.dims), _dtype(stored.data_type), True)
+            return Spec(tuple(stored.dims), DTYPE_NAMES[stored.data_type], True)
         info = self.infos.get(name)
         signature = None if info is None else signature_of(info.type)
         if signature is None:
@@ -53,8 +60,8 @@ class Wiring:
         return Spec(*signature)
 
 
-def wired(model: onnx.ModelProto) -> Wiring:
-    """Read the names of a model once.
+def wired(model: onnx.ModelProto | Wiring) -> Wiring:
+    """Read the names of a model once; a wiring is handed through.
 
     Examples
     --------
@@ -64,25 +71,70 @@ def wired(model: onnx.ModelProto) -> Wiring:
     >>> wiring.makers, wiring.users, wiring.spec("x").shape
     ({'y': 0}, {'x': (0,)}, (1, 8))
     """
+    if isinstance(model, Wiring):
+        return model
     graph = model.graph
     nodes = tuple(graph.node)
-    reads = tuple(tuple(dict.fromkeys(name for name in names_read(node) if name)) for node in nodes)
+    return _linked(
+        model,
+        nodes,
+        tuple(tuple(dict.fromkeys(name for name in names_read(node) if name)) for node in nodes),
+        {stored.name: stored for stored in graph.initializer},
+        {info.name: info for infos in (graph.value_info, graph.output, graph.input) for info in infos},
+        tuple(value.name for value in graph.input),
+        tuple(value.name for value in graph.output),
+        {},
+    )
+
+
+def within(wiring: Wiring, nodes: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> Wiring:
+    """Some of the nodes as if they were a model of their own, without a copy of anything.
+
+    Examples
+    --------
+    >>> x, t, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 8]) for n in "xty")
+    >>> nodes = [helper.make_node("Relu", ["x"], ["t"]), helper.make_node("Tanh", ["t"], ["y"])]
+    >>> whole = wired(helper.make_model(helper.make_graph(nodes, "g", [x], [y], value_info=[t])))
+    >>> within(whole, [1], ["t"], ["y"]).users
+    {'t': (0,)}
+    """
+    return _linked(
+        wiring.model,
+        tuple(wiring.nodes[index] for index in nodes),
+        tuple(wiring.reads[index] for index in nodes),
+        wiring.stored,
+        wiring.infos,
+        tuple(inputs),
+        tuple(outputs),
+        wiring.specs,
+    )
+
+
+def _linked(
+    model: onnx.ModelProto,
+    nodes: tuple[onnx.NodeProto, ...],
+    reads: tuple[tuple[str, ...], ...],
+    stored: Mapping[str, onnx.TensorProto],
+    infos: Mapping[str, onnx.ValueInfoProto],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    specs: dict[str, Spec],
+) -> Wiring:
     users: dict[str, list[int]] = {}
     for index, names in enumerate(reads):
         for name in names:
             users.setdefault(name, []).append(index)
-    makers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-    infos = {info.name: info for infos in (graph.value_info, graph.output, graph.input) for info in infos}
     return Wiring(
-        model=model,
-        nodes=nodes,
-        reads=reads,
-        makers=makers,
-        users={name: tuple(found) for name, found in users.items()},
-        stored={stored.name: stored for stored in graph.initializer},
-        infos=infos,
-        inputs=tuple(value.name for value in graph.input),
-        outputs=tuple(value.name for value in graph.output),
+        model,
+        nodes,
+        reads,
+        {name: index for index, node in enumerate(nodes) for name in node.output if name},
+        {name: tuple(found) for name, found in users.items()},
+        stored,
+        infos,
+        inputs,
+        outputs,
+        specs,
     )
 
 
@@ -157,7 +209,3 @@ def assembled(
     made = dict.fromkeys(written for node in nodes for written in node.output if written not in ends)
     graph.value_info.extend(infos[written] for written in made if written in infos)
     return model
-
-
-def _dtype(code: int) -> str:
-    return next(name for name, known in DTYPE_CODES.items() if known == code)
