@@ -11,8 +11,10 @@ everything.
 
 The oracle knows, for each inference, the factor by which it was slower than predicted, and takes the most useful of all
 ways that would then have been in time; where even the fastest would not, the inference was not possible and does not
-count. Utility is what is gained above the fastest way: `utility` counts late answers as well, `in time` gives nothing
-for them, `plain` is the ratio of utilities as the table has them.
+count. Utility is what is gained above the fastest way, over what the oracle gains: `utility` counts late answers as
+well, `in time` gives nothing for them, `plain` is the ratio of utilities as the table has them. `steady` is what the
+best single way would have reached that meets the share of deadlines asked for: it knows how slow how often, but not
+when.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import statistics
 import sys
@@ -52,8 +55,10 @@ from latpred.predictor import Predictor
 
 ASKED = (("optimal", 0.90), ("optimal", 0.95), ("optimal", 0.99), ("safe-greedy", 0.95))
 MARGINS = (("fixed margin 1.3", 1.3), ("mean only", 1.0))
+EVERYTHING = "keep everything"
 EVEN = 0.5  # the confidence of a gate that keeps no margin: half of all errors lie on either side of the mean
 WARM_UP = 30
+RENEWED = 25  # inferences after which a gate plans anew with what it learned, between two inferences
 UNALTERED_S = 1.0  # for which the network as it is runs before its deadline is set
 LEAST_RUNS = 20
 
@@ -149,7 +154,7 @@ def policies(table: Table, deadline_s: float, clock: Callable[[], float] | None 
     ]
     blind = [Policy(name, padded(table, margin).gate(deadline_s, EVEN, clock=clock), False) for name, margin in MARGINS]
     everything = table.gate(deadline_s, EVEN, policy=lambda _: KEEP, clock=clock)
-    return [*gates, *blind, Policy("keep everything", everything, False)]
+    return [*gates, *blind, Policy(EVERYTHING, everything, False)]
 
 
 def inferences_of(
@@ -162,6 +167,9 @@ def inferences_of(
     gc.disable()  # pauses would come from what is recorded here
     try:
         for turn in range(WARM_UP + rounds):
+            for policy in chosen if turn % RENEWED == RENEWED - 1 else ():
+                if policy.told:
+                    policy.gate.renew()
             for number in rng.permutation(len(chosen)):
                 policy, loaded = chosen[number], schedule.is_on(time.monotonic())
                 run = gated.infer(policy.gate, policy.told)
@@ -204,6 +212,21 @@ def trial_of(path: Path, predictor: Predictor, options: argparse.Namespace, core
     return Trial(path.stem, took_s, plan.latency_s, deadline_s, ways, found)
 
 
+def steady(ways: Sequence[tuple[float, float]], factors: Sequence[float], deadline_s: float, share: float) -> float:
+    """Utility of the best single way that would have been in time in a share of the inferences, all of them possible.
+
+    Examples
+    --------
+    >>> ways = [(0.002, 0.1), (0.004, 0.8)]
+    >>> [steady(ways, [1.0, 1.1, 1.2, 2.9], 0.006, share) for share in (0.75, 0.9)]
+    [0.8, 0.1]
+    """
+    slow = sorted(factors)[math.ceil(share * len(factors)) - 1]
+    best = oracle(ways, slow, deadline_s)
+    assert best is not None
+    return best
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What one policy reached; shares are of inferences in which the deadline could be met."""
@@ -217,18 +240,20 @@ class Figures:
     utility: float
     in_time: float
     plain: float
+    steady: float
     decision_s: float
     deciding: float  # share of the inference
 
 
-def figures(trials: Sequence[Trial], policy: str) -> Figures:
-    """Over all inferences of some trials under one policy."""
+def figures(trials: Sequence[Trial], policy: str, confidence: float | None = None) -> Figures:
+    """Over all inferences of some trials under one policy; `steady` where it was asked for a share of deadlines."""
     met: list[bool] = []
     loaded: list[bool] = []
     decision_s, deciding = [], []
-    reached = reached_in_time = best = reached_plain = best_plain = 0.0
+    reached = reached_in_time = reached_steady = best = reached_plain = best_plain = 0.0
     for trial in trials:
         least = trial.ways[0][1]
+        factors = []
         for one in trial.inferences:
             if one.policy != policy:
                 continue
@@ -237,6 +262,7 @@ def figures(trials: Sequence[Trial], policy: str) -> Figures:
             known = oracle(trial.ways, one.factor, trial.deadline_s)
             if known is None:
                 continue
+            factors.append(one.factor)
             met.append(one.latency_s <= trial.deadline_s)
             loaded.append(one.loaded)
             reached += one.utility - least
@@ -244,6 +270,8 @@ def figures(trials: Sequence[Trial], policy: str) -> Figures:
             best += known - least
             reached_plain += one.utility
             best_plain += known
+        if confidence is not None and factors:
+            reached_steady += len(factors) * (steady(trial.ways, factors, trial.deadline_s, confidence) - least)
     share = _share(met)
     return Figures(
         len(deciding),
@@ -255,6 +283,7 @@ def figures(trials: Sequence[Trial], policy: str) -> Figures:
         _ratio(reached, best),
         _ratio(reached_in_time, best),
         _ratio(reached_plain, best_plain),
+        _ratio(reached_steady, best) if confidence is not None else float("nan"),
         statistics.median(decision_s),
         statistics.median(deciding),
     )
@@ -268,9 +297,10 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
+ORDER = (*(asked_of(kind, confidence) for kind, confidence in ASKED), *(name for name, _ in MARGINS), EVERYTHING)
 HEADER = (
     "policy", "inferences", "possible %", "met %", "off", "+-", "resting", "loaded",
-    "utility %", "in time %", "plain %", "decision us", "of the run %",
+    "utility %", "in time %", "plain %", "steady %", "decision us", "of the run %",
 )  # fmt: skip
 
 
@@ -278,11 +308,14 @@ def report(trials: Sequence[Trial]) -> str:
     """A row a policy; `off` is the distance to the confidence asked for, in points, `+-` its standard error."""
     asked = {asked_of(kind, confidence): confidence for kind, confidence in ASKED}
     rows = []
-    for name in dict.fromkeys(one.policy for trial in trials for one in trial.inferences):
-        found = figures(trials, name)
-        shares = (found.possible, found.met, found.met - asked[name] if name in asked else float("nan"), found.error)
-        shares += (found.met_resting, found.met_loaded, found.utility, found.in_time, found.plain)
-        percent = [f"{100 * share:.1f}" if share == share else "" for share in shares]
+    for name in sorted({one.policy for trial in trials for one in trial.inferences}, key=ORDER.index):
+        found = figures(trials, name, asked.get(name))
+        off = found.met - asked[name] if name in asked else float("nan")
+        shares = (
+            found.possible, found.met, off, found.error, found.met_resting, found.met_loaded,
+            found.utility, found.in_time, found.plain, found.steady,
+        )  # fmt: skip
+        percent = ["" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
         rows.append([name, found.inferences, *percent, f"{1e6 * found.decision_s:.2f}", f"{100 * found.deciding:.2f}"])
     return tabulate(rows, HEADER, disable_numparse=True, stralign="right")
 

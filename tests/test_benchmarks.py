@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -338,15 +339,16 @@ def _beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def test_deadlines_met_and_utility_by_hand() -> None:
     """Ways of 2 and 4 ms, a deadline of 5 ms: all that is slower than 2.5 times the prediction could not be in time."""
+    (asked, blind) = deadlines.ORDER[0], "mean only"
     found = [
-        told("a", 4.4e-3, 4e-3, 1.0),  # in time, as useful as could be
-        told("a", 2.4e-3, 2e-3, 0.2),  # 4.8 ms would have done for the better way
-        told("a", 6.0e-3, 4e-3, 1.0, loaded=True),  # late: 1.5 times as slow, only the faster way would have done
-        told("a", 5.2e-3, 2e-3, 0.2, loaded=True),  # not possible
-        told("b", 9.9e-3, 4e-3, 1.0),
+        told(asked, 4.4e-3, 4e-3, 1.0),  # in time, as useful as could be
+        told(asked, 2.4e-3, 2e-3, 0.2),  # 4.8 ms would have done for the better way
+        told(asked, 6.0e-3, 4e-3, 1.0, loaded=True),  # late: 1.5 times as slow, only the faster way would have done
+        told(asked, 5.2e-3, 2e-3, 0.2, loaded=True),  # not possible
+        told(blind, 9.9e-3, 4e-3, 1.0),
     ]
     trial = deadlines.Trial("net", 6e-3, 6e-3, 5e-3, [(2e-3, 0.2), (4e-3, 1.0)], found)
-    row = deadlines.figures([trial], "a")
+    row = deadlines.figures([trial], asked, 0.9)
     assert (row.inferences, row.possible) == (4, 0.75)
     assert row.met == pytest.approx(2 / 3)
     assert (row.met_resting, row.met_loaded) == (1.0, 0.0)
@@ -354,9 +356,12 @@ def test_deadlines_met_and_utility_by_hand() -> None:
     assert row.utility == pytest.approx((0.8 + 0.0 + 0.8) / (0.8 + 0.8 + 0.0))
     assert row.in_time == pytest.approx(0.8 / 1.6)
     assert row.plain == pytest.approx((1.0 + 0.2 + 1.0) / (1.0 + 1.0 + 0.2))
+    assert row.steady == 0.0  # the slowest of three had to be met: always the faster way
+    assert deadlines.figures([trial], asked, 0.6).steady == pytest.approx(3 * 0.8 / 1.6)
+    assert math.isnan(deadlines.figures([trial], blind).steady)
     assert row.decision_s == pytest.approx(2e-6)
     assert row.deciding == pytest.approx((4e-6 / 4.4e-3 + 4e-6 / 5.2e-3) / 2)
-    both = deadlines.figures([trial, trial], "a")
+    both = deadlines.figures([trial, trial], asked, 0.9)
     assert (both.inferences, both.met, both.utility) == (8, row.met, row.utility)
 
 
