@@ -349,6 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trials = [Trial.of(saved) for saved in json.loads(options.measured.read_text())]
     else:
         trials = measured(options)
+    if not trials:
+        return 1
     for trial in trials:
         print(f"{heading(trial)}\n{report([trial])}\n")
     print(f"all {len(trials)} networks\n{report(trials)}")
