@@ -119,10 +119,7 @@ class Gate:
         self._level = 1.0
 
     def renew(self) -> None:
-        """Plan anew, with what was learned of each option's own time.
-
-        Takes as long as making a gate, some ms: for a pause between two inferences, after the first hundred, say.
-        """
+        """Plan anew with options' times as learned; takes some ms, as making a gate: for a pause between inferences."""
         self._prepare(relearned(self._table, self._learned))
 
     @property
