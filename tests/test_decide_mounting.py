@@ -20,7 +20,7 @@ from latpred.decide.identity import Identity
 from latpred.decide.mounting import _shared_out, chosen, costs_of
 from latpred.decide.options import Choice
 from latpred.decide.points import Point, points
-from latpred.decide.pricing import Pricer, without_weights
+from latpred.decide.pricing import Pricer, start_s
 from latpred.device import Device
 from latpred.surgery.cuts import Cut, cuts
 from latpred.surgery.tidy import tidied
@@ -74,9 +74,10 @@ def appraiser_of(device: Device, cycle_bytes: int = CYCLE_BYTES, cutting: Cuttin
     predictor: Any = CountingPredictor()
     predictor.estimator.device = device
     predictor.estimator.calibration = Calibration(cutting=cutting or Cutting())
-    model = without_weights(tidied(residual_network()))
+    model = tidied(residual_network())
     appraiser = Appraiser(model, cuts(model), predictor)
     appraiser.pricer = Pricer(predictor, cycle_bytes)
+    appraiser.start_s = start_s(predictor, cycle_bytes, appraiser.whole.peak_bytes)
     return appraiser
 
 
@@ -93,10 +94,10 @@ def test_a_piece_pays_for_its_own_start_and_for_the_next_one() -> None:
             1e-6 + (own_s - 1e-6) * 14 / 20 + 2e-6 + (shared_s - 2e-6) * (np.log2(stem_bytes) - 10) / 20,
         ),
     ):
-        idle, started = (appraiser_of(device, cycle).span(places[0], places[1]) for cycle in (0, CYCLE_BYTES))
+        stem = [(places[0], places[1])]
+        # By itself, what its start costs is in its prediction.
+        (idle,), (started,) = (appraiser_of(device, cycle).spans(stem) for cycle in (0, CYCLE_BYTES))
         assert idle.peak_bytes == stem_bytes
-        assert idle.start_s == 0.0  # by itself, what it costs is in its prediction
-        assert started.start_s == pytest.approx(expected_s)
         assert started.time.mean_s == pytest.approx(idle.time.mean_s + expected_s)
 
 
@@ -106,7 +107,7 @@ def test_every_path_of_the_chain_takes_what_it_saves_less(cutting: Cutting) -> N
     appraiser = appraiser_of(DEVICE, cutting=cutting)
     whole_s = appraiser.whole.time.mean_s
     for point in points(tidied(residual_network())):
-        decision = appraiser.appraised(point)
+        (decision,) = appraiser.appraised([(point, None)])
         costs = costs_of(appraiser, [decision], Identity("model", "device"), {decision.name})
         (mounted,) = costs.points
         for option, estimated in zip(mounted.options, decision.options, strict=True):
@@ -120,7 +121,7 @@ def test_the_chain_takes_what_cuts_were_measured_to_cost() -> None:
     appraiser = appraiser_of(DEVICE, cutting=Cutting(1.5, 0.003))
     whole_s = appraiser.whole.time.mean_s
     found = {point.name: point for point in points(tidied(residual_network()))}
-    blocks = [appraiser.appraised(found[name]) for name in ("layer.0", "layer.2")]
+    blocks = appraiser.appraised([(found[name], None) for name in ("layer.0", "layer.2")])
     costs = costs_of(appraiser, blocks, Identity("model", "device"))
     kept_s = costs.after.mean_s + sum(point.before.mean_s + point.options[0].time.mean_s for point in costs.points)
     gates_s = sum(one.gate_s for one in blocks)

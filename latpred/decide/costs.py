@@ -49,7 +49,7 @@ class OptionCosts:
     level : str
         One of `LEVELS`.
     time : Duration
-        Of its piece or pieces, the gate network included.
+        Of its piece or pieces, from the decision on.
     utility : float
         What it is worth when nothing else is said, in any unit; utilities of the points on a path add up.
     ends : bool

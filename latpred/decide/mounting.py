@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
-from latpred.decide.appraisal import Appraiser, Decision, Estimated
+from latpred.decide.appraisal import Appraiser, Decision, Estimated, added
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
 from latpred.decide.identity import Identity
 from latpred.decide.options import Choice, work_share
@@ -13,7 +14,7 @@ from latpred.errors import InputError
 
 __all__ = ["DECIDE_S", "chosen", "costs_of", "in_order"]
 
-DECIDE_S = 1e-6  # one decision of a compiled table in CPython
+DECIDE_S = 6e-6  # decide and observe in CPython between pieces of a network, whose maps have filled the caches
 ALLOWANCE = 0.1  # of the latency
 SMALLEST_S = 1e-9
 EXIT_MARKS = (0.25, 0.5, 0.75)  # exits are mounted where about so much of the latency is behind
@@ -76,7 +77,8 @@ def costs_of(
     """The chain as it would run: every trunk piece between mounted points, and every option, as predicted.
 
     Options that never pay are left out, save at points named in `complete`. What an option is worth is the share of
-    the network's work that it does, until measured accuracies replace it.
+    the network's work that it does, until measured accuracies replace it. A point's gate network runs before anything
+    is decided: it counts with what lies before the point.
 
     Raises
     ------
@@ -103,7 +105,8 @@ def costs_of(
             if option.level == KEEP or option.break_even_rate is not None or one.name in complete
         ]
         worth = [-left_out if option.level == EXIT else _worth(option, region_s / total_s) for option in options]
-        points.append(PointCosts(one.name, trunk[number], tuple(map(_costs, options, worth))))
+        before = added(trunk[number], Duration(one.gate_s))
+        points.append(PointCosts(one.name, before, tuple(map(partial(_costs, one.gate_s), options, worth))))
     return Costs(
         *identity,
         tuple(points),
@@ -143,8 +146,8 @@ def _shared_out(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
     return shared
 
 
-def _costs(option: Estimated, utility: float) -> OptionCosts:
-    time = Duration(option.time.mean_s, option.time.variance_s2)
+def _costs(gate_s: float, option: Estimated, utility: float) -> OptionCosts:
+    time = Duration(max(0.0, option.time.mean_s - gate_s), option.time.variance_s2)
     ends = option.level == EXIT
     return OptionCosts(option.name, option.level, time, utility, ends, option.switch_s, option.peak_bytes)
 

@@ -15,7 +15,7 @@ from latpred.decide.appraisal import GATES, Appraiser, Decision, Estimated, brea
 from latpred.decide.chain import chain_of
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
 from latpred.decide.declared import Declared, gate_of, point_of
-from latpred.decide.forecast import Remaining, bounds_s, expected_s
+from latpred.decide.forecast import Remaining, bounds_s, expected_s, probability_within
 from latpred.decide.identity import Identity, Shapes, identity_of, paired
 from latpred.decide.mounting import DECIDE_S, chosen, costs_of, in_order
 from latpred.decide.names import Names, Rates
@@ -46,6 +46,8 @@ class Plan:
         Names, as a prediction has them; `costs` has what tells models and devices apart.
     latency_s : float
         Of the network as it is, in s.
+    spread : float
+        Relative standard deviation of its error.
     peak_bytes : int
         Its activations that live at once, and its weights, in B.
     cycle_bytes : int
@@ -63,6 +65,7 @@ class Plan:
     model: str
     device: str
     latency_s: float
+    spread: float
     peak_bytes: int
     cycle_bytes: int
     interval: float
@@ -77,6 +80,10 @@ class Plan:
                 return decision
         known = ", ".join(decision.name for decision in self.decisions)
         raise InputError(f"the plan has the points {known or 'of none'}, got {name!r}: take one of these")
+
+    def probability(self, deadline_s: float) -> float:
+        """Chance that the network as it is, without any point, meets a deadline in s."""
+        return probability_within(deadline_s, self.latency_s, 0.0, self.spread**2)
 
     def compile(self) -> Table:
         """The table that gates decide by.
@@ -241,6 +248,7 @@ def plan(
         name_of(only),
         predictor.device,
         latency_s,
+        appraiser.whole.spread,
         appraiser.whole.peak_bytes,
         appraiser.whole.cycle_bytes,
         interval,
@@ -275,6 +283,7 @@ def _among(
         ", ".join(dict.fromkeys(name_of(one) for one, _ in pairs)),
         predictor.device,
         first.time.mean_s,
+        first.spread,
         first.peak_bytes,
         first.cycle_bytes,
         interval,

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from latpred.errors import InputError
 from latpred.report.tables import bytes_text, milliseconds, table
 
 if TYPE_CHECKING:
     from latpred.decide.plan import Plan
-    from latpred.decide.table import Utilities
+    from latpred.decide.table import Table, Utilities
 
 __all__ = ["answer", "decide_text", "gates_text", "load_utilities"]
 
@@ -69,12 +71,12 @@ def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilitie
     InputError
         Where the deadline, the confidence or the utilities cannot be used.
     """
-    common = {
+    common: dict[str, Any] = {
         "model": plan.model,
         "device": plan.device,
-        "latency_ms": plan.latency_s * 1e3,
         "deadline_ms": deadline_s * 1e3,
         "confidence": confidence,
+        "as_it_is": {"latency_ms": plan.latency_s * 1e3, "probability": plan.probability(deadline_s)},
     }
     if plan.costs is None:
         if utilities:
@@ -85,6 +87,9 @@ def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilitie
         return {**common, "worth_deciding": False, "points": []}
     compiled = plan.compile()
     gate = compiled.gate(deadline_s, confidence, utilities)
+    common["utilities"] = utilities or compiled.utilities()
+    if plan.probability(deadline_s) >= confidence and _keeps_best(compiled, utilities):
+        return {**common, "worth_deciding": False, "points": []}
     planned = gate.planned()
     remaining = plan.remaining()
     points = []
@@ -106,19 +111,27 @@ def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilitie
         "planned_ms": planned.latency_s * 1e3,
         "probability": planned.probability,
         "utility": planned.utility,
-        "utilities": utilities or compiled.utilities(),
         "points": points,
     }
+
+
+def _keeps_best(compiled: Table, utilities: Utilities | None) -> bool:
+    """Whether no option is worth more than what the network does as it is."""
+    worth = np.split(compiled.utility_of(utilities), compiled.first_option[1:-1])
+    return all(float(options[0]) >= float(options.max()) for options in worth)
 
 
 def decide_text(given: dict[str, Any]) -> str:
     """The same for a person."""
     lines = [
-        f"{given['model']} on {given['device']}: {milliseconds(given['latency_ms'] / 1e3)} ms as it is",
+        f"{given['model']} on {given['device']}: {milliseconds(given['as_it_is']['latency_ms'] / 1e3)} ms as it is, in "
+        f"time with probability {given['as_it_is']['probability']:.3f}",
     ]
     wanted = f"deadline {milliseconds(given['deadline_ms'] / 1e3)} ms at {given['confidence']:.4g}"
     if not given["worth_deciding"]:
-        return "\n".join([*lines, f"{wanted}: not worth deciding, no option pays for its point"])
+        enough = given["as_it_is"]["probability"] >= given["confidence"]
+        why = "run the network as it is" if enough else "no option pays for its point"
+        return "\n".join([*lines, f"{wanted}: not worth deciding, {why}"])
     lines.append(
         f"{wanted}: planned {milliseconds(given['planned_ms'] / 1e3)} ms, utility {given['utility']:.3f}; met with "
         f"probability {given['probability']:.3f} if nothing is corrected on the way"
