@@ -14,7 +14,7 @@ from onnx import helper
 
 import latpred
 from latpred.decide.declared import Declared
-from latpred.decide.options import altered, choice_of
+from latpred.decide.options import altered
 from latpred.decide.plan import Plan, plan
 from latpred.decide.points import Grid, points
 from latpred.errors import InputError, SurgeryError
@@ -141,6 +141,21 @@ def test_patches_are_a_staircase_without_steps_twice() -> None:
     assert whole == pytest.approx(1e-6 + 2e-9 * CONV)
 
 
+def test_channels_are_rounded_to_the_blocks_of_the_device() -> None:
+    predictor = CountingPredictor(block=True)  # of 16 channels
+    found = plan(predictor, residual_network(inner=48), mount=["layer.1"])  # type: ignore[arg-type]
+    options = {option.name: option.time.mean_s - found["layer.1"].gate_s for option in found["layer.1"].options}
+    conv_s = 1e-9 * 16 * 16 * 8 * 48
+    assert options["channels 0.5"] == pytest.approx(1e-6 + 2 * conv_s * 32 / 48)
+    assert options["channels 0.75"] == pytest.approx(1e-6 + 2 * conv_s)  # 36 channels fill 48
+    one_step = plan(predictor, residual_network(inner=32), mount=["layer.1"])["layer.1"]  # type: ignore[arg-type]
+    assert [option.name for option in one_step.options if option.level == "channels"] == [
+        "channels 0.5", "channels 0.75",
+    ]  # fmt: skip
+    narrow = plan(predictor, residual_network(inner=16), mount=["layer.1"])["layer.1"]  # type: ignore[arg-type]
+    assert [option.name for option in narrow.options if option.level == "channels"] == ["channels 0.5"]
+
+
 def test_memory_is_activations_and_weights() -> None:
     skip, narrow = (planned()["layer.1"].options[number] for number in (1, 2))
     maps, weights = 4 * 8 * 16 * 16, 4 * 2 * 8 * 16
@@ -252,8 +267,8 @@ def test_what_is_predicted_is_what_runs(name: str) -> None:
         if decision.point.is_exit:
             continue
         region = piece(model, decision.point.start, decision.point.end)
-        for option in decision.options[1:]:
-            graph = altered(region, choice_of(option.name))
+        for option, choice in zip(decision.options[1:], decision.point.choices, strict=True):
+            graph = altered(region, choice)
             expected = 0.0
             if graph is not None:
                 expected = predictor.predict(graph, cycle_bytes=found.cycle_bytes).latency_s + start_s

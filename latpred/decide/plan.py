@@ -24,6 +24,7 @@ from latpred.decide.table import Table, compile_table
 from latpred.errors import InputError
 from latpred.fingerprint import fingerprint
 from latpred.graph import read
+from latpred.kernels.blocked import channel_block
 from latpred.predictor import Model, Predictor, name_of
 from latpred.reading.loading import load
 from latpred.surgery.cuts import cuts
@@ -190,10 +191,11 @@ def plan(
     wiring = wired(light)
     places = cuts(wiring)
     appraiser = Appraiser(light, places, predictor, gate, interval)
+    block = channel_block(predictor.estimator.rules)
     _unique([one.name for one in declared])
-    by_hand = [(point, gate_of(one, point)) for one in declared for point in [point_of(one, wiring, places)]]
+    by_hand = [(point, gate_of(one, point)) for one in declared for point in [point_of(one, wiring, places, block)]]
     taken = {one.name for one in declared}
-    found = [(point, None) for point in points(wiring, grid, places) if point.name not in taken]
+    found = [(point, None) for point in points(wiring, grid, places, block) if point.name not in taken]
     decisions = appraiser.appraised([*by_hand, *found])
     own = decisions[: len(by_hand)]
     latency_s = appraiser.whole.time.mean_s
