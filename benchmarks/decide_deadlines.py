@@ -199,7 +199,7 @@ def unaltered_s(network: Network) -> float:
 
 def trial_of(path: Path, predictor: Predictor, options: argparse.Namespace, cores: set[int]) -> Trial:
     """One network, built and run."""
-    plan = latpred.plan(predictor, path)
+    plan = predictor.plan(path)
     table = plan.compile()
     network = Network(path, predictor.estimator.bundle.manifest.threads)
     took_s = unaltered_s(network)

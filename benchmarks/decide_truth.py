@@ -124,7 +124,7 @@ def measured(chains: Sequence[Sequence[Piece]], rounds: int) -> np.ndarray:
 
 def rows_of(path: Path, predictor: Predictor, options: argparse.Namespace, threads: int) -> Iterator[dict[str, Any]]:
     """One row a (point, option) pair of one network, `keep` included."""
-    plan = latpred.plan(predictor, path)
+    plan = predictor.plan(path)
     chosen = spread_points(plan, options.points)
     if not chosen:
         return
@@ -173,7 +173,7 @@ def pairs_of(rows: Iterable[Mapping[str, Any]], predictor: Predictor) -> Iterato
     usual_s = predictor.estimator.reference_s
     for row in rows:
         if row["path"] not in plans:
-            plans[row["path"]] = latpred.plan(predictor, row["path"])
+            plans[row["path"]] = predictor.plan(row["path"])
         plan = plans[row["path"]]
         option = next(option for option in plan[row["point"]].options if option.name == row["option"])
         yield compared(row, usual_s, plan.latency_s, option.saved_s, option.saved_interval_s)

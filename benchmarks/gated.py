@@ -76,7 +76,7 @@ class Gated:
     ----------
     network : Network
     plan : Plan
-        With gate networks as `latpred.plan` adds them.
+        With gate networks as `Predictor.plan` adds them.
     table : Table
         Of the plan; it holds the options that are worth having.
     """

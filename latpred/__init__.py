@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from latpred.decide.gate import Gate
     from latpred.decide.identity import identity_of
     from latpred.decide.observation import Observation
-    from latpred.decide.plan import Plan, plan
+    from latpred.decide.plan import Plan
     from latpred.decide.points import Grid
     from latpred.decide.table import Table
     from latpred.device import Device
@@ -55,7 +55,6 @@ __all__ = [
     "UnsupportedError",
     "identity_of",
     "load",
-    "plan",
     "predict",
 ]
 
@@ -72,7 +71,6 @@ _HOMES = {
     "Table": "latpred.decide.table",
     "identity_of": "latpred.decide.identity",
     "load": "latpred.predictor",
-    "plan": "latpred.decide.plan",
     "predict": "latpred.predictor",
 }
 

@@ -186,12 +186,11 @@ def run_kernels(args: argparse.Namespace) -> int:
 def plan_of(args: argparse.Namespace) -> Plan:
     """Decision points of the model named, or the choice among those named."""
     from latpred import predictor
-    from latpred.decide.plan import plan
 
     files = model_files(args.models)
     serving = predictor.load(args.device, threads=args.threads, home=args.home)
     models = files[0] if len(files) == 1 else files
-    return plan(serving, models, dict(args.dim), dict(args.shape), args.gate, interval=args.interval)
+    return serving.plan(models, dict(args.dim), dict(args.shape), args.gate, interval=args.interval)
 
 
 def run_gates(args: argparse.Namespace) -> int:

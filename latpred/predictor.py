@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
@@ -34,6 +35,11 @@ from latpred.kernels.detect import Detection, detect
 from latpred.kernels.kernel import Kernel
 from latpred.prediction import LEARNED, KernelPrediction, Prediction, to_csv
 from latpred.reading.loading import load as load_model
+
+if TYPE_CHECKING:
+    from latpred.decide.declared import Declared
+    from latpred.decide.plan import Plan
+    from latpred.decide.points import Grid
 
 __all__ = ["KernelPrediction", "Prediction", "Predictor", "load", "name_of", "predict", "to_csv"]
 
@@ -148,6 +154,29 @@ class Predictor:
         """Latencies of graphs that were read; faster than one by one, as the kernels of all are estimated at once."""
         answers = self._answered(graphs, cycle_bytes)
         return [self._prediction(graph.name, one, interval) for graph, one in zip(graphs, answers, strict=True)]
+
+    def plan(
+        self,
+        model: Model | Sequence[Model],
+        dims: Mapping[str, int] | None = None,
+        shapes: Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]] | None] | None = None,
+        gate: str = "pooled",
+        grid: Grid | None = None,
+        declared: Sequence[Declared] = (),
+        mount: Sequence[str] | None = None,
+        interval: float = 0.9,
+    ) -> Plan:
+        """Decision points of a model, and what each of their options saves.
+
+        All arguments, and what is raised: `latpred.decide.plan.plan`.
+
+        Examples
+        --------
+        ``predictor.plan("model.onnx").compile().gate(deadline_s=0.01)`` is ready to decide.
+        """
+        from latpred.decide.plan import plan  # the one door upwards: plans are made of predictions
+
+        return plan(self, model, dims, shapes, gate, grid, declared, mount, interval)
 
     def predict_kernels(self, kernels: Sequence[Kernel]) -> tuple[KernelPrediction, ...]:
         """Each kernel by itself, its repetitions included."""

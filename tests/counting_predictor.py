@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from synthetic import DEVICE
 
 from latpred.calibration import Calibration
 from latpred.graph import Graph
+from latpred.kernels.fusion import default_rules
 from latpred.prediction import Prediction
 
 RUN_S, MAC_S = 1e-6, 1e-9
@@ -34,8 +36,11 @@ class CountingPredictor:
 
     device = "counting"
 
-    def __init__(self) -> None:
-        self.estimator = SimpleNamespace(device=DEVICE, calibration=Calibration())
+    def __init__(self, block: bool = False) -> None:
+        rules = default_rules()
+        if not block:
+            rules = rules.revised({"conv-nchwc": replace(rules.rule("conv-nchwc"), holds=False)})
+        self.estimator = SimpleNamespace(device=DEVICE, calibration=Calibration(), rules=rules)
         self.asked: list[Graph] = []
 
     def predict_graphs(self, graphs: Sequence[Graph], **_: Any) -> list[Prediction]:

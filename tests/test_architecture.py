@@ -26,6 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("arguments", "cli", "__main__"),
 )
 SEPARATE = ("collect", "regressor")  # one row, but neither may import the other
+DOORS = {("predictor", "decide.plan")}  # `Predictor.plan`: where users look for it; imported when it is called
 LAZY_ROOT = "__init__"  # imports nothing when it is imported
 
 # What `latpred predict` imports before it has read a model: none of these at the top of a module.
@@ -106,7 +107,9 @@ def top_imports(tree: ast.Module) -> list[ast.stmt]:
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {LAZY_ROOT}))
 def test_imports_go_one_way(name: str) -> None:
-    for other in inner_imports(MODULES[name]):
+    for other in sorted(inner_imports(MODULES[name])):
+        if (name, other) in DOORS:
+            continue
         assert row_of(other) <= row_of(name), f"latpred.{name} imports latpred.{other}, which stands below it"
         mine, its = name.split(".")[0], other.split(".")[0]
         assert mine == its or {mine, its} != set(SEPARATE), f"{mine} and {its} must not know each other"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,7 +76,7 @@ def test_a_calibration_keeps_its_cutting() -> None:
 
 def test_plans_charge_what_cuts_were_measured_to_cost() -> None:
     predictor = CountingPredictor()
-    predictor.estimator = SimpleNamespace(device=DEVICE, calibration=Calibration(cutting=Cutting(1.5, 0.01, 0.001)))
+    predictor.estimator.calibration = Calibration(cutting=Cutting(1.5, 0.01, 0.001))
     found = plan(predictor, residual_network(), mount=["layer.0", "layer.2"])  # type: ignore[arg-type]
     whole_s = found.latency_s
     for name in ("layer.0", "layer.2"):
@@ -93,7 +92,7 @@ def test_a_saving_is_no_surer_than_the_chains_were() -> None:
     widths = []
     for spread in (0.001, 0.1):
         predictor = CountingPredictor()
-        predictor.estimator = SimpleNamespace(device=DEVICE, calibration=Calibration(cutting=Cutting(spread=spread)))
+        predictor.estimator.calibration = Calibration(cutting=Cutting(spread=spread))
         found = plan(predictor, residual_network(), mount=["layer.0"])  # type: ignore[arg-type]
         low_s, high_s = found["layer.0"].options[1].saved_interval_s
         widths.append((high_s - low_s) / found.latency_s)

@@ -18,7 +18,7 @@ from synthetic import DEVICE
 import latpred
 from latpred.decide.declared import Declared
 from latpred.decide.identity import identity_of
-from latpred.decide.options import altered, choice_of
+from latpred.decide.options import altered
 from latpred.decide.plan import Plan, plan
 from latpred.decide.points import Grid, points
 from latpred.errors import InputError, SurgeryError
@@ -125,7 +125,7 @@ def test_the_table_is_the_chain_that_runs() -> None:
 
 def test_remaining_latency_by_hand() -> None:
     found = planned(mount=["layer.0", "layer.2"])
-    fc_s, gate_s, decide_s = 1e-6 + 1e-9 * FC, 1e-6 + 1e-9 * 8 * 8, 6e-6
+    fc_s, gate_s, decide_s = 1e-6 + 1e-9 * FC, 1e-6 + 1e-9 * 8 * 8, 11e-6
     last = found.remaining()["layer.2"]
     assert last.least_s == pytest.approx(decide_s + fc_s)
     assert last.expected_s == pytest.approx(BLOCK_S + decide_s + fc_s)
@@ -144,6 +144,21 @@ def test_patches_are_a_staircase_without_steps_twice() -> None:
     half, whole = (option.time.mean_s - found["layer.1"].gate_s for option in options[1:])
     assert half == pytest.approx(1e-6 + 1e-9 * CONV)
     assert whole == pytest.approx(1e-6 + 2e-9 * CONV)
+
+
+def test_channels_are_rounded_to_the_blocks_of_the_device() -> None:
+    predictor = CountingPredictor(block=True)  # of 16 channels
+    found = plan(predictor, residual_network(inner=48), mount=["layer.1"])  # type: ignore[arg-type]
+    options = {option.name: option.time.mean_s - found["layer.1"].gate_s for option in found["layer.1"].options}
+    conv_s = 1e-9 * 16 * 16 * 8 * 48
+    assert options["channels 0.5"] == pytest.approx(1e-6 + 2 * conv_s * 32 / 48)
+    assert options["channels 0.75"] == pytest.approx(1e-6 + 2 * conv_s)  # 36 channels fill 48
+    one_step = plan(predictor, residual_network(inner=32), mount=["layer.1"])["layer.1"]  # type: ignore[arg-type]
+    assert [option.name for option in one_step.options if option.level == "channels"] == [
+        "channels 0.5", "channels 0.75",
+    ]  # fmt: skip
+    narrow = plan(predictor, residual_network(inner=16), mount=["layer.1"])["layer.1"]  # type: ignore[arg-type]
+    assert [option.name for option in narrow.options if option.level == "channels"] == ["channels 0.5"]
 
 
 def test_memory_is_activations_and_weights() -> None:
@@ -304,8 +319,8 @@ def test_what_is_predicted_is_what_runs(name: str) -> None:
         if decision.point.is_exit:
             continue
         region = piece(model, decision.point.start, decision.point.end)
-        for option in decision.options[1:]:
-            graph = altered(region, choice_of(option.name))
+        for option, choice in zip(decision.options[1:], decision.point.choices, strict=True):
+            graph = altered(region, choice)
             expected = 0.0
             if graph is not None:
                 expected = predictor.predict(graph, cycle_bytes=found.cycle_bytes).latency_s + start_s

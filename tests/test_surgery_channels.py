@@ -14,7 +14,7 @@ from latpred.errors import SurgeryError
 from latpred.surgery.channels import can_narrow, groups
 from latpred.surgery.cuts import cuts
 from latpred.surgery.pieces import chain
-from latpred.surgery.slicing import kept_channels, sliced
+from latpred.surgery.slicing import kept_channels, kept_counts, sliced
 from latpred.surgery.tidy import tidied
 
 Weights = dict[str, np.ndarray]
@@ -220,6 +220,105 @@ def test_refusals(reason: str) -> None:
     assert reason in (can_narrow(piece) or "")
     with pytest.raises(SurgeryError, match=reason):
         sliced(piece, 0.5)
+
+
+def conv(x: str, y: str, weight: str) -> onnx.NodeProto:
+    return helper.make_node("Conv", [x, weight], [y], y)
+
+
+STRANGE = {
+    "weights": [
+        conv("x", "a", "w"), helper.make_node("GlobalAveragePool", ["a"], ["p"], "p"), conv("x", "q", "p"),
+        helper.make_node("Mul", ["q", "x"], ["y"], "m"),
+    ],
+    "scale": [
+        conv("x", "a", "w"), helper.make_node("GlobalAveragePool", ["a"], ["p"], "p"),
+        helper.make_node("Reshape", ["p", "flat"], ["s"], "s"),
+        helper.make_node("BatchNormalization", ["x", "s", "v", "v", "v"], ["n"], "n"), conv("n", "y", "w"),
+    ],
+    "bias": [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"], "p"), helper.make_node("Flatten", ["p"], ["f"], "f"),
+        helper.make_node("Gemm", ["f", "m"], ["a"], "a"), helper.make_node("Gemm", ["f", "m", "a"], ["y"], "g"),
+    ],
+    "no axes": [
+        conv("x", "a", "w"), helper.make_node("ReduceMean", ["a", "axes"], ["r"], "r", keepdims=0),
+        helper.make_node("Mul", ["a", "r"], ["b"], "b"), conv("b", "y", "w"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(STRANGE))
+def test_channels_that_are_read_as_something_else_stay(case: str) -> None:
+    weights = [drawn("w", 16, 16, 1, 1), drawn("m", 16, 16), stored("v", np.ones(16)),
+               stored("flat", [-1], np.int64), stored("axes", [], np.int64)]  # fmt: skip
+    made = [1, 16] if case == "bias" else [1, 16, 5, 5]
+    piece = tidied(model_of(STRANGE[case], [info("x", [1, 16, 5, 5])], [info("y", made)], weights, opset=18))
+    assert can_narrow(piece) is not None
+
+
+@pytest.mark.parametrize(("ways", "channels", "kept"), [(4, 16, 8), (2, 12, 6), (3, 4, 2)])
+def test_each_group_of_a_convolution_keeps_as_many(ways: int, channels: int, kept: int) -> None:
+    """Against one convolution of all channels with zeros between groups: the same function, narrowed by hand."""
+    inner, outer = ways * channels, ways * channels * 2
+    rng = np.random.default_rng(ways)
+    w = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in {
+        "up": (inner, 6, 1, 1), "grouped": (outer, channels, 3, 3), "groupedb": (outer,), "down": (6, outer, 1, 1),
+    }.items()}  # fmt: skip
+
+    def block(w: Weights, group: int) -> onnx.ModelProto:
+        nodes = [
+            helper.make_node("Conv", ["x", "up"], ["a"], "up"), helper.make_node("Relu", ["a"], ["b"], "relu"),
+            helper.make_node("Conv", ["b", "grouped", "groupedb"], ["c"], "grouped", pads=[1] * 4, group=group),
+            helper.make_node("Sigmoid", ["c"], ["d"], "act"), helper.make_node("Conv", ["d", "down"], ["y"], "down"),
+        ]  # fmt: skip
+        tensors = [numpy_helper.from_array(v, n) for n, v in w.items()]
+        return tidied(model_of(nodes, [info("x", [1, 6, 7, 7])], [info("y", [1, 6, 7, 7])], tensors))
+
+    piece = block(w, ways)
+    found = {group.name: group for group in groups(piece)}
+    assert {name: (group.channels, group.ways) for name, group in found.items()} == {
+        "up": (channels, ways), "grouped": (2 * channels, ways),
+    }  # fmt: skip
+    inside, outside = np.arange(kept), np.arange(channels, channels + 2 * kept)
+    order = {"up": [*inside, *range(kept, channels)],
+             "grouped": [*outside, *sorted(set(range(2 * channels)) - set(outside.tolist()))]}  # fmt: skip
+    small = sliced(piece, 0.5, multiple=1, order=order)
+    rows = np.concatenate([inside + way * channels for way in range(ways)])
+    columns = np.concatenate([outside + way * 2 * channels for way in range(ways)])
+    dense = np.zeros((outer, inner, 3, 3), np.float32)
+    for way in range(ways):
+        made, read = slice(way * 2 * channels, (way + 1) * 2 * channels), slice(way * channels, (way + 1) * channels)
+        dense[made, read] = w["grouped"][made]
+    narrow = {"up": w["up"][rows], "grouped": dense[columns][:, rows], "groupedb": w["groupedb"][columns],
+              "down": w["down"][:, columns]}  # fmt: skip
+    feeds = feeds_of(piece)
+    close(run(small, feeds)["y"], run(block(narrow, 1), feeds)["y"])
+
+
+@pytest.mark.parametrize(
+    ("ways", "channels", "block", "kept"),
+    [(1, 48, 16, 32), (1, 48, 0, 24), (4, 32, 16, 16), (32, 4, 16, 2), (4, 12, 16, 8), (2, 12, 0, 8)],
+)
+def test_channels_stay_in_whole_blocks(ways: int, channels: int, block: int, kept: int) -> None:
+    wide = ways * channels
+    weights = [drawn("v", wide, 8, 1, 1), drawn("g", wide, channels, 3, 3), drawn("w", 8, wide, 1, 1)]
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], "up"),
+        helper.make_node("Conv", ["a", "g"], ["b"], "grouped", pads=[1] * 4, group=ways),
+        helper.make_node("Conv", ["b", "w"], ["y"], "down"),
+    ]
+    piece = tidied(model_of(nodes, [info("x", [1, 8, 6, 6])], [info("y", [1, 8, 6, 6])], weights))
+    assert kept_counts(piece, [0.5], block=block) == [(kept, kept)]
+    narrow = sliced(piece, 0.5, block=block)
+    assert {tuple(tensor.dims)[:2] for tensor in narrow.graph.initializer} == {
+        (ways * kept, 8), (ways * kept, kept), (8, ways * kept),
+    }  # fmt: skip
+    run(narrow, feeds_of(piece))
+
+
+def test_products_have_no_blocks() -> None:
+    piece = mlp(weights_of(1, up=(6, 48), upb=(48,), down=(48, 6)), False)
+    assert kept_counts(piece, [0.5], block=16) == [(24,)]
 
 
 def test_wrong_arguments() -> None:

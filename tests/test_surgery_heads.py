@@ -17,7 +17,14 @@ from latpred.surgery.pieces import piece
 from latpred.surgery.skip import can_skip
 from latpred.surgery.tidy import tidied
 
-SHAPES = {(2, 6, 5, 4): 1, (2, 5, 4, 6): 3, (2, 7, 6): 2, (2, 6, 7): 1, (2, 6): 1}  # shape -> channel axis
+SHAPES = {
+    (2, 6, 5, 4): 1,
+    (2, 6, 2, 3, 1, 4): 1,
+    (2, 5, 4, 6): 3,
+    (2, 7, 6): 2,
+    (2, 6, 7): 1,
+    (2, 6): 1,
+}  # shape -> channel axis
 
 
 def cut_of(shape: tuple[int, ...], axis: int, dtype: str = "float32") -> Cut:

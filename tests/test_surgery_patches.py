@@ -149,17 +149,30 @@ REFUSED = {
     "differs from position": [helper.make_node("Conv", ["x", "w1"], ["a"], "c"),
                               helper.make_node("Add", ["a", "places"], ["y"], "a")],
     "no convolution": [helper.make_node("Relu", ["x"], ["y"], "r")],
+    "other values": [helper.make_node("Cast", ["x"], ["h"], "c", to=onnx.TensorProto.FLOAT16),
+                     helper.make_node("Conv", ["h", "half"], ["i"], "d", pads=[1] * 4),
+                     helper.make_node("Cast", ["i"], ["y"], "e", to=onnx.TensorProto.FLOAT)],
+    "what it sees": [helper.make_node("Conv", ["x", "w1"], ["a"], "c"),
+                     helper.make_node("BatchNormalization", ["a", *["four"] * 4], ["y", "", ""], "n",
+                                      training_mode=1)],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", sorted(REFUSED))
 def test_refusals(reason: str) -> None:
     weights = [drawn(f"w{k}", 4, 4, k, k) for k in (1, 2, 3)] + [drawn("places", 8, 8)]
+    weights += [stored("half", np.ones((4, 4, 3, 3)), np.float16), stored("four", np.ones(4))]
     ends = [info("x", [1, 4, 8, 8])], [info("y", [1, 4, 8, 8])]
     piece = tidied(model_of(REFUSED[reason], *ends, weights))
     assert reason in (can_patch(piece) or "")
     with pytest.raises(SurgeryError, match=reason):
         computed_on(piece, 4, 1)
+
+
+def test_a_stride_on_a_single_position_is_refused() -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "c", pads=[1] * 4, strides=[2, 2])]
+    ends = [info("x", [1, 4, 1, 1])], [info("y", [1, 4, 1, 1])]
+    assert "leaves positions out" in (can_patch(tidied(model_of(nodes, *ends, [drawn("w", 4, 4, 3, 3)]))) or "")
 
 
 def test_wrong_arguments() -> None:

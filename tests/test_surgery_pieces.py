@@ -161,6 +161,29 @@ def test_dequantized_weights_come_along() -> None:
     close(run_chain(chain(tidy, cuts(tidy)), feeds)["y"], feeds["x"] / 4, 5e-3)  # the runtime multiplies in integers
 
 
+def test_the_last_piece_makes_constant_outputs() -> None:
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["s"]), helper.make_node("Softmax", ["s"], ["y"]),
+        helper.make_node("Neg", ["w"], ["c"]),
+    ]  # fmt: skip
+    tidy = tidied(model_of(nodes, [info("x", [1, 8])], [info("c", [4]), info("y", [1, 8])], [stored("w", np.ones(4))]))
+    feeds = feeds_of(tidy)
+    made = run_chain(chain(tidy, cuts(tidy)), feeds)
+    for name, value in run(tidy, feeds).items():
+        close(made[name], value)
+
+
+def test_no_cut_lies_where_a_sequence_is_handed_on() -> None:
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["t"]), helper.make_node("SplitToSequence", ["t"], ["parts"], axis=1),
+        helper.make_node("ConcatFromSequence", ["parts"], ["u"], axis=1), helper.make_node("Softmax", ["u"], ["y"]),
+    ]  # fmt: skip
+    tidy = tidied(model_of(nodes, [info("x", [1, 8])], [info("y", [1, 8])]))
+    assert [cut.tensor for cut in cuts(tidy)] == ["x", "t", "u", "y"]
+    feeds = feeds_of(tidy)
+    close(run_chain(chain(tidy, cuts(tidy)), feeds)["y"], run(tidy, feeds)["y"])
+
+
 def test_refusals() -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "w"], ["y"])]
     model = model_of(nodes, [info("x", [2, 8])], [info("y", [2, 8])], [drawn("w", 8, 8)])

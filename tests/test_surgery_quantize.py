@@ -155,6 +155,25 @@ def test_blocks_of_a_real_network_run_in_integers(tmp_path: Path) -> None:
     assert not {"Conv", "Clip", "FusedConv"} & set(ran)
 
 
+def test_one_bias_for_all_channels_stays_floating() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "g")]
+    piece = tidied(model_of(nodes, [info("x", [2, 6])], [info("y", [2, 8])], [drawn("w", 6, 8), stored("b", [0.5])]))
+    assert "no convolution" in (can_quantize(piece) or "")
+
+
+def test_a_norm_that_still_learns_is_not_folded() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "c"),
+        helper.make_node("BatchNormalization", ["a", *["v"] * 4], ["y", "mean", "var"], "n", training_mode=1),
+    ]
+    ends = [info("x", [1, 8, 5, 5])], [info("y", [1, 8, 5, 5]), info("mean", [8])]
+    piece = tidied(model_of(nodes, *ends, [drawn("w", 8, 8, 1, 1), stored("v", np.ones(8))]))
+    feeds = feeds_of(piece)
+    made, wanted = run(folded_into_weights(piece), feeds), run(piece, feeds)
+    assert set(made) == set(wanted)
+    close(made["mean"], wanted["mean"])
+
+
 def test_refusals() -> None:
     relu = tidied(model_of([helper.make_node("Relu", ["x"], ["y"])], [info("x", [2])], [info("y", [2])]))
     old = tidied(model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [info("x", [2, 6])], [info("y", [2, 6])],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -36,7 +36,7 @@ class Declared:
 
     Examples
     --------
-    ``latpred.plan(predictor, model, declared=[stage])`` mounts it before any point that was found.
+    ``predictor.plan(model, declared=[stage])`` mounts it before any point that was found.
 
     >>> stage = Declared("stage 3", start="/layer2/Relu_output_0", end="/layer3/Relu_output_0", options=("int8",))
     """  # noqa: E501
@@ -48,8 +48,18 @@ class Declared:
     gate: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None
 
 
-def point_of(declared: Declared, model: onnx.ModelProto | Wiring, places: Sequence[Cut]) -> Point:
+def point_of(declared: Declared, model: onnx.ModelProto | Wiring, places: Sequence[Cut], block: int = 0) -> Point:
     """The point that is meant.
+
+    Parameters
+    ----------
+    declared : Declared
+    model : ModelProto or Wiring
+        Tidied.
+    places : sequence of Cut
+        Of the model.
+    block : int
+        Channels that convolutions on the device work on at once.
 
     Raises
     ------
@@ -79,7 +89,8 @@ def point_of(declared: Declared, model: onnx.ModelProto | Wiring, places: Sequen
                 f"class scores can be, got {', '.join(declared.options)}: name another end"
             )
         return Point(declared.name, start, start, (Choice(EXIT),), {})
-    choices = tuple(choice_of(option) for option in declared.options)
+    named = [choice_of(option) for option in declared.options]
+    choices = tuple(replace(one, granularity=block) if one.level == "channels" else one for one in named)
     reasons = refusals(region(wiring, start, end).wiring)
     for choice in choices:
         if reasons[choice.level] is not None:

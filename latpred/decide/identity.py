@@ -36,12 +36,12 @@ def identity_of(
     dims: Mapping[str, int] | None = None,
     shapes: Shapes | Sequence[Shapes | None] | None = None,
 ) -> Identity:
-    """Identity of the table that `latpred.plan` makes of the same arguments; costs no prediction.
+    """Identity of the table that `Predictor.plan` makes of the same arguments; costs no prediction.
 
     Raises
     ------
     InputError
-        When the model cannot be read, or shapes are not given as `latpred.plan` takes them.
+        When the model cannot be read, or shapes are not given as `Predictor.plan` takes them.
 
     Examples
     --------

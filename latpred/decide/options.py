@@ -33,7 +33,8 @@ class Choice:
     share : float
         Of the channels that stay, or of the patches that are computed; 1 elsewhere.
     granularity : int
-        Positions along each side of a patch; 0 elsewhere.
+        Of patches, positions along each side; of channels, the device's block of them (no part of the name), 0 where
+        it has none.
 
     Examples
     --------
@@ -122,7 +123,7 @@ def _on_patches(piece: onnx.ModelProto, choice: Choice) -> onnx.ModelProto:
 REWRITES: Mapping[str, Callable[[onnx.ModelProto, Choice], onnx.ModelProto | None]] = {
     KEEP: lambda piece, _: piece,
     "skip": lambda piece, _: None,  # noqa: ARG005
-    "channels": lambda piece, choice: sliced(piece, choice.share),
+    "channels": lambda piece, choice: sliced(piece, choice.share, block=choice.granularity),
     "patches": _on_patches,
     "int8": lambda piece, _: in_int8(piece),
 }

@@ -1,6 +1,6 @@
 """Model -> plan: its decision points, what each option saves and costs on a device, and which of them are mounted.
 
-`plan` is a function and no method: a predictor knows nothing of decisions, which are made of predictions.
+Users call it as `Predictor.plan`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from latpred.decide.pricing import Price, priced
 from latpred.decide.table import Table, compile_table
 from latpred.errors import InputError
 from latpred.graph import read
+from latpred.kernels.blocked import channel_block
 from latpred.predictor import Model, Predictor, name_of
 from latpred.reading.loading import load
 from latpred.surgery.cuts import cuts
@@ -230,10 +231,11 @@ def plan(
     wiring = wired(light)
     places = cuts(wiring)
     appraiser = Appraiser(light, places, predictor, gate, interval)
+    block = channel_block(predictor.estimator.rules)
     _unique([one.name for one in declared])
-    by_hand = [(point, gate_of(one, point)) for one in declared for point in [point_of(one, wiring, places)]]
+    by_hand = [(point, gate_of(one, point)) for one in declared for point in [point_of(one, wiring, places, block)]]
     taken = {one.name for one in declared}
-    found = [(point, None) for point in points(wiring, grid, places) if point.name not in taken]
+    found = [(point, None) for point in points(wiring, grid, places, block) if point.name not in taken]
     decisions = appraiser.appraised([*by_hand, *found])
     own = decisions[: len(by_hand)]
     latency_s = appraiser.whole.time.mean_s

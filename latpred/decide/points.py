@@ -24,6 +24,7 @@ from latpred.surgery.likeness import Likeness
 from latpred.surgery.patches import counts
 from latpred.surgery.pieces import Region, region
 from latpred.surgery.pooled import channels_of
+from latpred.surgery.slicing import kept_counts
 from latpred.surgery.wiring import Wiring, wired
 
 __all__ = ["EXIT", "Grid", "Point", "classes_of", "points"]
@@ -125,7 +126,7 @@ class Point:
 
 
 def points(
-    model: onnx.ModelProto | Wiring, grid: Grid | None = None, places: Sequence[Cut] | None = None
+    model: onnx.ModelProto | Wiring, grid: Grid | None = None, places: Sequence[Cut] | None = None, block: int = 0
 ) -> tuple[Point, ...]:
     """Every point of a tidied model, by where it starts, larger regions first.
 
@@ -135,6 +136,8 @@ def points(
     grid : Grid, optional
     places : sequence of Cut, optional
         Of the model, where they are known.
+    block : int
+        Channels that convolutions on the device work on at once.
 
     Raises
     ------
@@ -158,7 +161,7 @@ def points(
     grid = grid or Grid()
     wiring = wired(model)
     places = cuts(wiring) if places is None else places
-    found = [*_regions(wiring, places, grid), *(_exits(wiring, places) if EXIT in grid.levels else ())]
+    found = [*_regions(wiring, places, grid, block), *(_exits(wiring, places) if EXIT in grid.levels else ())]
     found.sort(key=lambda point: (point.start.position, -point.end.position))
     return _unique(found)
 
@@ -171,7 +174,7 @@ def classes_of(wiring: Wiring) -> int | None:
     return shape[1] if len(shape) == 2 and wiring.infos[wiring.outputs[0]].type.HasField("tensor_type") else None
 
 
-def _regions(wiring: Wiring, places: Sequence[Cut], grid: Grid) -> Iterator[Point]:
+def _regions(wiring: Wiring, places: Sequence[Cut], grid: Grid, block: int) -> Iterator[Point]:
     modules = _modules(wiring, places)
     likeness = Likeness(wiring)
     opened: dict[Hashable, bool] = {}
@@ -192,7 +195,7 @@ def _regions(wiring: Wiring, places: Sequence[Cut], grid: Grid) -> Iterator[Poin
                     opened[key] = _opened(found, inner)
                 if not opened[key]:
                     continue
-            point = _point(found, _name(wiring, heavy, start, end, whole), start, end, grid)
+            point = _point(found, _name(wiring, heavy, start, end, whole), start, end, grid, block)
             if point.choices:
                 yield point
 
@@ -210,17 +213,24 @@ def _opened(found: Region, inner: Sequence[Cut]) -> bool:
     return {cut.tensor for cut in inner} <= {name for group in groups(found.wiring) for name in group.tensors}
 
 
-def _point(found: Region, name: str, start: Cut, end: Cut, grid: Grid) -> Point:
+def _point(found: Region, name: str, start: Cut, end: Cut, grid: Grid, block: int) -> Point:
     reasons = refusals(found.wiring)
     choices: list[Choice] = []
     for level in (level for level in REGION_LEVELS if level in grid.levels and reasons[level] is None):
         if level == "channels":
-            choices += [Choice(level, ratio) for ratio in grid.keep_ratios]
+            choices += _channels(found, grid, block)
         elif level == "patches":
             choices += _patches(start, grid)
         else:
             choices.append(Choice(level))
     return Point(name, start, end, tuple(choices), {level: why for level, why in reasons.items() if why is not None})
+
+
+def _channels(found: Region, grid: Grid, block: int) -> list[Choice]:
+    """One choice a number of channels: shares that are rounded to as many are one option."""
+    ratios = sorted(grid.keep_ratios, reverse=True)
+    steps = dict(zip(kept_counts(found.wiring, ratios, block=block), ratios, strict=True))
+    return [Choice("channels", ratio, block) for ratio in sorted(steps.values())]
 
 
 def _patches(start: Cut, grid: Grid) -> list[Choice]:

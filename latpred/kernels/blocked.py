@@ -15,7 +15,7 @@ from latpred.graph import AttributeValue
 from latpred.kernels.fusion import RuleBook
 from latpred.kernels.working import Node, WorkingGraph
 
-__all__ = ["block_channels"]
+__all__ = ["block_channels", "channel_block"]
 
 RULE = "conv-nchwc"
 DOMAIN = "com.microsoft.nchwc"
@@ -38,11 +38,14 @@ class _Blocked:
     channels: int
 
 
+def channel_block(rules: RuleBook) -> int:
+    """Channels that a convolution in the blocked layout works on at once; 0 where the runtime has no such layout."""
+    return int(rules.parameters(RULE).get("block", 16)) if rules.holds(RULE) else 0  # type: ignore[arg-type]
+
+
 def block_channels(graph: WorkingGraph, rules: RuleBook) -> None:
     """Move to the blocked layout what the runtime runs in it, and put reorders at the borders."""
-    if not rules.holds(RULE):
-        return
-    block = int(rules.parameters(RULE).get("block", 16))  # type: ignore[arg-type]
+    block = channel_block(rules)
     if block <= 1 or not any(graph.by_type.get(op_type) for op_type in ENTRIES):
         return
     transformer = _Transformer(graph, block)

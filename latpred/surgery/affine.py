@@ -58,6 +58,8 @@ def _convolution_before(wiring: Wiring, index: int) -> int | None:
     node = wiring.nodes[index]
     if node.op_type != "BatchNormalization" or any(name not in wiring.stored for name in node.input[1:]):
         return None
+    if attributes_of(node).get("training_mode", 0):
+        return None
     source = node.input[0]
     conv = wiring.makers.get(source, -1)
     if conv < 0 or wiring.nodes[conv].op_type != "Conv" or source in wiring.outputs or len(wiring.users[source]) != 1:

@@ -2,14 +2,15 @@
 
 A group starts at an op that makes channels (a convolution, a product with a constant matrix) and spreads over all that
 holds one value a channel: normalisations, activations, depthwise convolutions, squeeze-and-excitation, the halves that
-a gated unit splits. It ends at ops that sum over channels. What mixes channels in another way stands in its way.
+a gated unit splits. It ends at ops that sum over channels; where a grouped convolution does, as many stay in each of
+its groups, as the group with most decides how long it takes. What mixes channels in another way stands in its way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
 import onnx
 
@@ -50,6 +51,7 @@ class ChannelGroup:
     sizes: tuple[Edit, ...]  # elements of constant shapes; `axis` is the position in the shape
     depthwise: Mapping[int, int]  # depthwise convolutions -> copies
     tensors: Mapping[str, tuple[int, int]]  # tensors -> axis of the channels, copies
+    ways: int  # groups of a grouped convolution that they lie in, with as many in each
 
 
 class _RefusedError(Exception):
@@ -130,6 +132,7 @@ class _Spread:
         self.sizes: dict[Edit, None] = {}
         self.depthwise: dict[int, int] = {}
         self.waiting: list[int] = []
+        self.ways = 1
 
     def group(self) -> ChannelGroup:
         node = self.wiring.nodes[self.start]
@@ -139,18 +142,28 @@ class _Spread:
         if shape[axis] % self.parts:
             raise _RefusedError(f"{output!r} does not split into {self.parts} equal parts")
         self.channels = shape[axis] // self.parts
+        if self.parts > 1 and self.channels < 2:
+            raise _RefusedError(f"{output!r} has no more than one channel in each of {self.parts} parts")
         self.add(output, axis, self.parts)
         while self.waiting:
             index = self.waiting.pop()
-            op_type = self.wiring.nodes[index].op_type
-            rule = RULES.get(op_type)
-            if rule is None or self.wiring.nodes[index].domain not in ("", "ai.onnx"):
-                raise _RefusedError(f"{op_type} {self.wiring.nodes[index].name!r} mixes channels, or hands them on")
+            at = self.wiring.nodes[index]
+            rule = RULES.get(at.op_type)
+            if rule is None or at.domain not in ("", "ai.onnx"):
+                raise _RefusedError(f"{at.op_type} {at.name!r} mixes channels, or hands them on")
+            self.check(at)
             rule(self, index)
         return ChannelGroup(
             node.name, self.channels, tuple(self.makers), tuple(self.edits), tuple(self.sizes), self.depthwise,
-            self.tensors,
+            self.tensors, self.ways,
         )  # fmt: skip
+
+    def check(self, node: onnx.NodeProto) -> None:
+        """Refuse a node that reads channels where others have weights, or that makes more than one tensor of them."""
+        if node.op_type not in BINARY and any(name in self.tensors for name in node.input[1:]):
+            raise _RefusedError(f"{node.op_type} {node.name!r} reads channels in the place of its weights")
+        if node.op_type != "Split" and any(node.output[1:]):
+            raise _RefusedError(f"{node.op_type} {node.name!r} makes more than one tensor")
 
     def add(self, name: str, axis: int, copies: int) -> None:
         """Take a tensor in, and all nodes around it."""
@@ -192,27 +205,32 @@ def _conv(spread: _Spread, index: int) -> None:
     node = spread.wiring.nodes[index]
     x, y = node.input[0], node.output[0]
     weight = spread.shape(node.input[1])
-    count = attributes_of(node).get("group", 1)
+    count = int(str(attributes_of(node).get("group", 1)))
     biased = len(node.input) > 2 and bool(node.input[2])
-    if count == 1:
+    if weight[1] != 1 or weight[0] != count:
         if x in spread.tensors:
-            axis, copies = _at(spread, x, 1)
-            spread.edit(index, 1, axis, copies)
+            spread.edit(index, 1, 1, _of_group(spread, x, count))
         if y in spread.tensors:
-            copies = _at(spread, y, 1)[1]
+            copies = count * _of_group(spread, y, count)
             spread.makers[spread.edit(index, 1, 0, copies)] = None
             if biased:
                 spread.edit(index, 2, 0, copies)
         return
-    if weight[1] != 1 or weight[0] != count:
-        raise _RefusedError(f"Conv {node.name!r} mixes channels in groups")
     copies = _at(spread, x if x in spread.tensors else y, 1)[1]
-    spread.add(x, 1, copies)
-    spread.add(y, 1, copies)
+    _unary(spread, index)
     spread.edit(index, 1, 0, copies)
     if biased:
         spread.edit(index, 2, 0, copies)
     spread.depthwise[index] = copies
+
+
+def _of_group(spread: _Spread, name: str, count: int) -> int:
+    """Copies of the channels in each group of a convolution: as many stay in each, at the same places."""
+    copies = _at(spread, name, 1)[1]
+    if copies % count:
+        raise _HalvedError(str(count // gcd(copies, count)))
+    spread.ways = max(spread.ways, count)
+    return copies // count
 
 
 def _at(spread: _Spread, name: str, axis: int) -> tuple[int, int]:
@@ -253,10 +271,8 @@ def _matmul(spread: _Spread, index: int) -> None:
 
 def _batch_normalization(spread: _Spread, index: int) -> None:
     node = spread.wiring.nodes[index]
-    x, y = node.input[0], node.output[0]
-    copies = _at(spread, x if x in spread.tensors else y, 1)[1]
-    spread.add(x, 1, copies)
-    spread.add(y, 1, copies)
+    copies = _at(spread, node.input[0] if node.input[0] in spread.tensors else node.output[0], 1)[1]
+    _unary(spread, index)
     for place in range(1, 5):
         spread.edit(index, place, 0, copies)
 
@@ -271,8 +287,6 @@ def _unary(spread: _Spread, index: int) -> None:
 
 def _pool(spread: _Spread, index: int) -> None:
     node = spread.wiring.nodes[index]
-    if len(node.output) > 1 and node.output[1]:
-        raise _RefusedError(f"{node.op_type} {node.name!r} hands indices on")
     _at(spread, node.input[0] if node.input[0] in spread.tensors else node.output[0], 1)
     _unary(spread, index)
 
@@ -340,7 +354,7 @@ def _reduce(spread: _Spread, index: int) -> None:
     axes: object = attributes.get("axes")
     if axes is None and len(node.input) > 1 and node.input[1] in spread.wiring.stored:
         axes = values_of(spread.wiring.stored[node.input[1]])
-    if axes is None or x not in spread.tensors:
+    if axes is None or not len(axes) or x not in spread.tensors:  # type: ignore[arg-type]
         raise _RefusedError(f"{node.op_type} {node.name!r} reduces channels")
     reduced = {int(axis) % rank for axis in axes}  # type: ignore[attr-defined]
     axis, copies = spread.tensors[x]

@@ -102,7 +102,9 @@ def cuts(model: onnx.ModelProto | Wiring) -> tuple[Cut, ...]:
 def _main_inputs(wiring: Wiring) -> list[str]:
     """Inputs whose values the network is about: floating ones, else the ids that a table of embeddings is read by."""
     inputs = [name for name in wiring.inputs if name in wiring.users]
-    floating = [name for name in inputs if wiring.spec(name).dtype not in (*INTEGERS, "bool")]
+    floating = [
+        name for name in inputs if not wiring.is_sequence(name) and wiring.spec(name).dtype not in (*INTEGERS, "bool")
+    ]
     if floating:
         return floating
     rows = {name: _table_rows(wiring, name) for name in inputs}
@@ -157,6 +159,8 @@ def _places(wiring: Wiring, mains: Sequence[str], flow: frozenset[str]) -> Itera
         stream = [name for name in live if name in flow]
         carried = tuple(name for name in live if name not in flow)
         if len(stream) == 1 and len(carried) <= CARRIED_LIMIT and stream[0] != previous:
+            if any(map(wiring.is_sequence, (*stream, *carried))):
+                continue
             previous = stream[0]
             yield previous, position, carried
     last = max((name for name in wiring.outputs if name in wiring.makers), key=wiring.makers.__getitem__, default="")

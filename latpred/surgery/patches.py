@@ -92,34 +92,42 @@ def can_patch(piece: onnx.ModelProto | Wiring) -> str | None:
         return reason
     if len(wiring.inputs) != 1:
         return f"it also reads {', '.join(map(repr, wiring.inputs[1:]))}"
-    shape = wiring.spec(wiring.inputs[0]).shape
-    if len(shape) != 4 or shape[0] != 1:
-        return f"its input is {list(shape)}, not one map (1, C, H, W)"
+    whole = wiring.spec(wiring.inputs[0])
+    if len(whole.shape) != 4 or whole.shape[0] != 1:
+        return f"its input is {list(whole.shape)}, not one map (1, C, H, W)"
     if wiring.opset < OLDEST_OPSET:
         return f"its opset is {wiring.opset}, below {OLDEST_OPSET}"
-    obstacles = [why for index in range(len(wiring.nodes)) if (why := _obstacle(wiring, index, shape)) is not None]
+    obstacles = [why for index in range(len(wiring.nodes)) if (why := _obstacle(wiring, index, whole)) is not None]
     if not obstacles and all(node.op_type != "Conv" for node in wiring.nodes):
         return "it has no convolution"
     return next(iter(obstacles), None)
 
 
-def _obstacle(wiring: Wiring, index: int, whole: Sequence[int]) -> str | None:
+def _obstacle(wiring: Wiring, index: int, whole: Spec) -> str | None:
     """Why one node cannot be computed on patches."""
     node = wiring.nodes[index]
     label = f"{node.op_type} {node.name!r}"
-    if any(wiring.spec(name).shape[2:] != tuple(whole[2:]) for name in node.output if name):
+    made = [name for name in node.output if name]
+    if any(wiring.is_sequence(name) or wiring.spec(name).shape[2:] != whole.shape[2:] for name in made):
         return f"{label} changes the map's size, or what is left of it is no map"
+    if node.domain not in ("", "ai.onnx") or node.op_type not in UNARY | BINARY | {"BatchNormalization", "Conv"}:
+        return f"{label} is neither a convolution nor computed position by position"
+    if any(wiring.spec(name).dtype != whole.dtype for name in made):
+        return f"{label} makes other values than the region's {whole.dtype}"
+    attributes = attributes_of(node)
     if node.op_type == "Conv":
         if node.input[1] not in wiring.stored:
             return f"{label} has no constant weights"
         if any(size % 2 == 0 for size in wiring.spec(node.input[1]).shape[2:]):
             return f"{label} has an even kernel, which is centred nowhere"
-        pads = attributes_of(node).get("pads")
+        if attributes.get("strides", (1, 1)) != (1, 1):
+            return f"{label} leaves positions out"
+        pads = attributes.get("pads")
         if isinstance(pads, tuple) and tuple(pads) != 2 * _radius(wiring, index):
             return f"{label} pads one side more than the other"
         return None
-    if node.domain not in ("", "ai.onnx") or node.op_type not in UNARY | BINARY | {"BatchNormalization"}:
-        return f"{label} is neither a convolution nor computed position by position"
+    if attributes.get("training_mode", 0):
+        return f"{label} normalises by what it sees of the map"
     for name in node.input:
         if name in wiring.stored and node.op_type in BINARY:
             shape = wiring.spec(name).shape

@@ -43,7 +43,7 @@ def region(wiring: Wiring, start: Cut, end: Cut) -> Region:
     """What lies between two cuts of a tidied model; nothing is copied.
 
     Its inputs are the start's main tensor and those carried ones that it reads; its outputs the end's main tensor,
-    then the carried ones and the model's outputs that are made in it.
+    then the carried ones and the model's outputs that are made in it, in the last region those that are constant too.
 
     Raises
     ------
@@ -57,6 +57,8 @@ def region(wiring: Wiring, start: Cut, end: Cut) -> Region:
         )
     between = range(start.position, end.position)
     more = [name for name in (*end.carried, *wiring.outputs) if wiring.makers.get(name, -1) in between]
+    if end.position == len(wiring.nodes):
+        more += [name for name in wiring.outputs if name in wiring.stored]
     outputs = tuple(dict.fromkeys([end.tensor, *more]))
     needed = tuple(extracted(wiring, [start.tensor, *start.carried], outputs))
     read = {name for index in needed for name in wiring.reads[index]}

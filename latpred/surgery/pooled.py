@@ -17,6 +17,7 @@ from latpred.tensors import DTYPE_CODES, Array, Spec
 __all__ = ["channels_of", "pooled_linear"]
 
 OPSET, IR_VERSION = 17, 8
+MOST_POOLED = 3  # dims that the runtime's global pooling goes over
 FLOATING = ("float32", "float16", "float64")
 
 
@@ -113,7 +114,7 @@ def _average(cut: Cut, pooled: str) -> list[onnx.NodeProto]:
     axes = [axis for axis in range(1, len(cut.shape)) if axis != cut.channel_axis]
     if not axes:
         return [helper.make_node("Flatten", [cut.tensor], [pooled], f"{pooled}/flatten", axis=1)]
-    if cut.channel_axis == 1 and len(axes) > 1:
+    if cut.channel_axis == 1 and 1 < len(axes) <= MOST_POOLED:
         return [
             helper.make_node("GlobalAveragePool", [cut.tensor], [f"{pooled}:map"], f"{pooled}/average"),
             helper.make_node("Flatten", [f"{pooled}:map"], [pooled], f"{pooled}/flatten", axis=1),

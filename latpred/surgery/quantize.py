@@ -166,9 +166,15 @@ def _is_weighted(wiring: Wiring, index: int) -> bool:
     attributes = attributes_of(node)
     plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
     matrix = wiring.spec(node.input[1])
-    bias = wiring.spec(node.input[2]).shape if len(node.input) > 2 and node.input[2] else (1,)
-    fits = node.op_type == "Conv" or len(matrix.shape) == 2
-    return plain and fits and matrix.dtype == "float32" and len(bias) == 1
+    if not plain or matrix.dtype != "float32" or (node.op_type != "Conv" and len(matrix.shape) != 2):
+        return False
+    channels = matrix.shape[_channel_axis(node)]
+    return len(node.input) < 3 or not node.input[2] or wiring.spec(node.input[2]).shape == (channels,)
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Where the channels that a node makes lie in its weights."""
+    return 0 if node.op_type == "Conv" or attributes_of(node).get("transB", 0) else 1
 
 
 def _result(wiring: Wiring, index: int) -> str:
@@ -244,7 +250,7 @@ class _Writer:
     def quantize_weights(self, node: onnx.NodeProto) -> None:
         """Put integers with a scale a channel in the place of a node's weights and bias, in place."""
         weight = self.wiring.stored[node.input[1]]
-        axis = 0 if node.op_type == "Conv" or attributes_of(node).get("transB", 0) else 1
+        axis = _channel_axis(node)
         channels = weight.dims[axis]
         values = values_of(weight)
         scales = np.full(channels, UNKNOWN_SCALE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, gcd
 
 import numpy as np
 import onnx
@@ -16,12 +16,13 @@ from latpred.surgery.weights import bare, constant, values_of
 from latpred.surgery.wiring import Wiring, assembled, declared, wired
 from latpred.tensors import Array, Spec
 
-__all__ = ["kept_channels", "sliced"]
+__all__ = ["kept_channels", "kept_counts", "sliced"]
 
+MULTIPLE = 8  # channels; what runtimes and their vector instructions have in common
 ROUNDING = 1e-9  # so that 0.3 of 10 channels are 3
 
 
-def kept_channels(channels: int, keep_ratio: float, multiple: int = 8) -> int:
+def kept_channels(channels: int, keep_ratio: float, multiple: int = MULTIPLE) -> int:
     """How many channels stay: the share, rounded up to a multiple, and at most all of them.
 
     Raises
@@ -41,11 +42,32 @@ def kept_channels(channels: int, keep_ratio: float, multiple: int = 8) -> int:
     return min(channels, ceil(ceil(keep_ratio * channels - ROUNDING) / multiple) * multiple)
 
 
+def kept_counts(
+    piece: onnx.ModelProto | Wiring, keep_ratios: Sequence[float], multiple: int = MULTIPLE, block: int = 0
+) -> list[tuple[int, ...]]:
+    """For each share, how many channels of each group stay; arguments as of `sliced`.
+
+    Examples
+    --------
+    >>> from onnx import helper
+    >>> x, y, h = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 4, 4]) for n, c in (("x", 8), ("y", 8), ("h", 48)))
+    >>> nodes = [helper.make_node("Conv", ["x", "v"], ["h"], "up"), helper.make_node("Conv", ["h", "w"], ["y"], "down")]
+    >>> weights = [bare("v", (48, 8, 1, 1), TensorProto.FLOAT), bare("w", (8, 48, 1, 1), TensorProto.FLOAT)]
+    >>> piece = helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights, value_info=[h]))
+    >>> kept_counts(piece, [0.5, 0.75], block=16)
+    [(32,), (48,)]
+    """  # noqa: E501
+    wiring = wired(piece)
+    multiples = [(group.channels, _multiple(wiring, group, multiple, block)) for group in groups(wiring)]
+    return [tuple(kept_channels(channels, ratio, each) for channels, each in multiples) for ratio in keep_ratios]
+
+
 def sliced(
     piece: onnx.ModelProto,
     keep_ratio: float,
-    multiple: int = 8,
+    multiple: int = MULTIPLE,
     order: Mapping[str, Sequence[int]] | None = None,
+    block: int = 0,
 ) -> onnx.ModelProto:
     """The piece with a share of each group's channels; its input and output keep their shapes.
 
@@ -55,11 +77,14 @@ def sliced(
     keep_ratio : float
         Share of channels that stay, in (0, 1].
     multiple : int
-        Channels stay in multiples of this; runtimes pad to 8 or 16.
+        Channels stay in multiples of this.
     order : mapping of str to sequence of int, optional
         By name of a group, its channels, the most salient first. Without it, by the L1 norm of the weights that make
         a channel (Li et al., "Pruning filters for efficient ConvNets", ICLR 2017, section 3.1); where these are
         missing, as they come.
+    block : int
+        Channels that convolutions on the device work on at once, where they do: what they make stays in multiples of
+        it, as what fills a block up costs nothing.
 
     Raises
     ------
@@ -80,7 +105,8 @@ def sliced(
     nodes = [copied(node) for node in wiring.nodes]
     infos = dict(wiring.infos)
     for group in found:
-        kept = _kept(wiring, group, kept_channels(group.channels, keep_ratio, multiple), order or {})
+        count = kept_channels(group.channels, keep_ratio, _multiple(wiring, group, multiple, block))
+        kept = _kept(wiring, group, count, order or {})
         for edit in group.edits:
             indices = np.concatenate([kept + copy * group.channels for copy in range(edit.copies)])
             slices.setdefault((edit.node, edit.place), []).append((edit.axis, indices))
@@ -90,9 +116,25 @@ def sliced(
             next(a for a in nodes[index].attribute if a.name == "group").i = copies * len(kept)
         for name, (axis, copies) in group.tensors.items():
             infos[name] = declared(name, _resized(wiring, infos, name, axis, copies * len(kept)))
-    stored = [*piece.graph.initializer, *_rewritten(wiring, nodes, slices, sizes, f"{keep_ratio:g}")]
+    stored = [
+        *piece.graph.initializer,
+        *_rewritten(wiring, nodes, slices, sizes, f"{keep_ratio:g}~{max(multiple, block)}"),
+    ]
     graph = piece.graph
     return assembled(piece, f"{graph.name} x {keep_ratio:g}", nodes, graph.input, graph.output, stored, infos)
+
+
+def _multiple(wiring: Wiring, group: ChannelGroup, multiple: int, block: int) -> int:
+    """What the channels of a group stay in multiples of: in each of its ways, where it has some."""
+    makers = [wiring.nodes[edit.node] for edit in group.makers]
+    weights = [wiring.spec(node.input[1]) for node in makers if node.op_type == "Conv"]
+    in_blocks = len(weights) == len(makers) and all(
+        weight.dtype == "float32" and len(weight.shape) == 4 for weight in weights
+    )
+    whole = max(multiple, block) if in_blocks else multiple
+    if group.ways == 1 or group.channels % whole == 0:
+        return whole
+    return whole // gcd(whole, group.ways)  # too few a way for blocks of their own: all ways together fill them
 
 
 def _kept(wiring: Wiring, group: ChannelGroup, count: int, order: Mapping[str, Sequence[int]]) -> Array:

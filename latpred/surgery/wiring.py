@@ -15,6 +15,12 @@ from latpred.tensors import DTYPE_CODES, DTYPE_NAMES, Spec
 
 __all__ = ["Wiring", "assembled", "declared", "descendants", "extracted", "wired", "within"]
 
+# Ops whose result is no tensor; a tidied model declares no shape for it.
+OF_SEQUENCES = frozenset({
+    "Optional", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap",
+    "SplitToSequence", "ZipMap",
+})  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
@@ -35,6 +41,17 @@ class Wiring:
     def opset(self) -> int:
         """Version of the standard operators."""
         return next((int(entry.version) for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+    def is_sequence(self, name: str) -> bool:
+        """Whether a name stands for a sequence, a map or an optional, which no piece can hand on."""
+        if name in self.stored:
+            return False
+        if name in self.infos:
+            return not self.infos[name].type.HasField("tensor_type")
+        maker = self.nodes[self.makers[name]] if name in self.makers else None
+        if maker is not None and maker.op_type == "Identity":
+            return self.is_sequence(maker.input[0])
+        return maker is not None and maker.op_type in OF_SEQUENCES
 
     def spec(self, name: str) -> Spec:
         """Shape and dtype of a tensor.
