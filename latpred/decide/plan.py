@@ -187,7 +187,7 @@ def plan(
     if shapes is not None and not isinstance(shapes, Mapping):
         raise InputError(f"shapes of one model are a mapping of inputs, got {len(shapes)}: give one, or several models")
     source = load(model)
-    light = tidied(source, dims, shapes)
+    light = tidied(source, dims, shapes, large_values=False)
     wiring = wired(light)
     places = cuts(wiring)
     appraiser = Appraiser(light, places, predictor, gate, interval)
@@ -232,9 +232,8 @@ def _among(
         raise InputError(
             f"a choice needs two models or more, and shapes of each, got {len(models)} and {len(listed)}: name them all"
         )
-    graphs = [
-        read(tidied(load(one), dims, own), trusted=True) for one, own in zip(models, listed, strict=True)
-    ]  # fmt: skip
+    light = [tidied(load(one), dims, own, large_values=False) for one, own in zip(models, listed, strict=True)]
+    graphs = [read(one, trusted=True) for one in light]
     prices = priced(predictor, graphs)
     names = _own_names([name_of(one) for one in models], listed)
     first = prices[0]

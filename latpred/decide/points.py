@@ -17,7 +17,7 @@ import onnx
 
 from latpred.decide.options import REGION_LEVELS, Choice, refusals
 from latpred.decide.scopes import common_path, module_path
-from latpred.errors import SurgeryError
+from latpred.errors import InputError, SurgeryError
 from latpred.surgery.channels import groups
 from latpred.surgery.cuts import Cut, cuts
 from latpred.surgery.likeness import Likeness
@@ -121,6 +121,8 @@ def points(
     ------
     SurgeryError
         Where the model was not tidied, or cannot be cut.
+    InputError
+        Where a level, a share or a granularity of the grid is none.
 
     Examples
     --------
@@ -137,6 +139,9 @@ def points(
     [('block', ('skip', 'channels', 'patches', 'int8')), ('block.up', ('int8',)), ('block.down', ('int8',))]
     """  # noqa: E501
     grid = grid or Grid()
+    odd = [level for level in grid.levels if level not in (EXIT, *REGION_LEVELS)]
+    if odd:
+        raise InputError(f"levels are {', '.join((EXIT, *REGION_LEVELS))}, got {', '.join(map(repr, odd))}: name these")
     wiring = wired(model)
     places = cuts(wiring) if places is None else places
     found = [*_regions(wiring, places, grid, block), *(_exits(wiring, places) if EXIT in grid.levels else ())]
