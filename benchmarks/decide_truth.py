@@ -1,7 +1,7 @@
 """What a plan says of options, against the altered networks built and timed.
 
     python benchmarks/decide_truth.py FOLDER_OR_MODEL... [--device local] [--home DIR] [--points N] [--save FILE]
-    python benchmarks/decide_truth.py --measured FILE
+    python benchmarks/decide_truth.py --measured FILE [--device local] [--home DIR]
 
 At each of a few decision points a level, spread evenly over each network, every option is run as an engine runs it: the
 pieces around the point, its gate network, and the option's graph, as sessions over bound buffers. The network as it is,
@@ -12,7 +12,7 @@ Reported, over (point, option) pairs: the altered network's predicted latency ag
 machine's drift cancelled by the reference; the same anchored, where the prediction is scaled by what the unaltered
 network was off; the predicted saving against the measured one, as a share of the network's latency; and how often it is
 told right whether an option saves anything. The noise floor stands beside: the same of half the rounds against the
-other half.
+other half. Measurements that were saved are compared with what the predictor says today.
 """
 
 from __future__ import annotations
@@ -135,16 +135,11 @@ def rows_of(path: Path, predictor: Predictor, options: argparse.Namespace, threa
         chains = [[watch], [network.whole], [network.whole], *(chain for _, _, chain in named)]
         times_s = measured(chains, options.rounds)
         for number, (name, level, _) in enumerate(named):
-            option = next(option for option in one.options if option.name == name)
             yield {
-                "network": path.stem,
+                "path": str(path),
                 "point": one.name,
                 "option": name,
                 "level": level,
-                "whole_predicted_s": plan.latency_s,
-                "saved_predicted_s": option.saved_s,
-                "saved_interval_s": option.saved_interval_s,
-                "pays": option.break_even_rate is not None,
                 "reference_s": times_s[:, 0].tolist(),
                 "whole_s": times_s[:, 1:3].mean(axis=1).tolist(),
                 "altered_s": times_s[:, 3 + number].tolist(),
@@ -159,6 +154,8 @@ def reference_model() -> onnx.ModelProto:
 class Pair:
     """One (point, option) pair; savings are shares of the network's latency."""
 
+    network: str
+    level: str
     raw: float  # predicted over measured latency of the altered network, less 1
     steady: float  # the same with drift cancelled
     anchored: float  # the same with the prediction scaled by what the unaltered network was off
@@ -167,27 +164,43 @@ class Pair:
     inside: bool  # whether the interval holds what was saved
     latency_again: float  # half of the rounds over the other half, less 1
     saved_again: float  # what half of the rounds says less what the other half says
+    sign_again: bool  # whether both halves agree that something is saved, or that nothing is
 
 
-def pair_of(row: Mapping[str, Any], usual_s: float | None) -> Pair:
-    """What a saved row comes to."""
+def pairs_of(rows: Iterable[Mapping[str, Any]], predictor: Predictor) -> Iterator[Pair]:
+    """Measured rows beside what a plan of their network says."""
+    plans: dict[str, Plan] = {}
+    usual_s = predictor.estimator.reference_s
+    for row in rows:
+        if row["path"] not in plans:
+            plans[row["path"]] = latpred.plan(predictor, row["path"])
+        plan = plans[row["path"]]
+        option = next(option for option in plan[row["point"]].options if option.name == row["option"])
+        yield compared(row, usual_s, plan.latency_s, option.saved_s, option.saved_interval_s)
+
+
+def compared(
+    row: Mapping[str, Any], usual_s: float | None, network_s: float, saved_s: float, interval_s: tuple[float, float]
+) -> Pair:
+    """One measured row and what was predicted: the network's latency, what the option saves, and its bounds."""
     reference_s, whole_s, altered_s = (np.array(row[name]) for name in ("reference_s", "whole_s", "altered_s"))
-    network_s = row["whole_predicted_s"]
-    predicted_s = network_s - row["saved_predicted_s"]
+    predicted_s = network_s - saved_s
     speed = (usual_s or np.median(reference_s)) / np.median(reference_s)
     measured_s = float(np.median(altered_s))
     saved = 1.0 - float(np.median(altered_s / whole_s))
-    low, high = (bound_s / network_s for bound_s in row["saved_interval_s"])
     halves = [float(np.median(altered_s[start::2] / whole_s[start::2])) for start in (0, 1)]
     return Pair(
+        network=Path(row["path"]).stem,
+        level=row["level"],
         raw=predicted_s / measured_s - 1.0,
         steady=predicted_s / (measured_s * speed) - 1.0,
         anchored=predicted_s / network_s * float(np.median(whole_s)) / measured_s - 1.0,
-        promised=row["saved_predicted_s"] / network_s,
+        promised=saved_s / network_s,
         saved=saved,
-        inside=low <= saved <= high,
+        inside=interval_s[0] / network_s <= saved <= interval_s[1] / network_s,
         latency_again=halves[0] / halves[1] - 1.0,
         saved_again=halves[0] - halves[1],
+        sign_again=(halves[0] < 1.0) == (halves[1] < 1.0),
     )
 
 
@@ -213,25 +226,25 @@ def line(pairs: Sequence[Pair]) -> list[str | int]:
         percent(pair.inside for pair in pairs),
         share_within(pair.latency_again for pair in pairs),
         share_within(pair.saved_again for pair in pairs),
+        percent(pair.sign_again for pair in pairs),
     ]
 
 
 HEADER = [
     "", "pairs", "latency within 5 %", "drift cancelled", "anchored", "saving within 5 %", "sign",
-    f"sign above {CLEAR:.0%}", "in interval", "latency again", "saving again",
+    f"sign above {CLEAR:.0%}", "in interval", "latency again", "saving again", "sign again",
 ]  # fmt: skip
 
 
-def summary(rows: Sequence[dict[str, Any]], usual_s: float | None) -> list[list[Any]]:
+def summary(pairs: Sequence[Pair]) -> list[list[Any]]:
     """A table of shares: all options, by level, those that keep the region, by network."""
-    pairs = [pair_of(row, usual_s) for row in rows]
-    taken = [index for index, row in enumerate(rows) if row["level"] != KEEP]
+    taken = [pair for pair in pairs if pair.level != KEEP]
     groups = {"all options": taken}
     for level in (*LEVELS, KEEP):
-        groups[level] = [index for index, row in enumerate(rows) if row["level"] == level]
-    for network in dict.fromkeys(row["network"] for row in rows):
-        groups[network] = [index for index in taken if rows[index]["network"] == network]
-    return [[name, *line([pairs[index] for index in members])] for name, members in groups.items() if members]
+        groups[level] = [pair for pair in pairs if pair.level == level]
+    for network in dict.fromkeys(pair.network for pair in pairs):
+        groups[network] = [pair for pair in taken if pair.network == network]
+    return [[name, *line(members)] for name, members in groups.items() if members]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -244,12 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", type=Path)
     parser.add_argument("--measured", type=Path, help="report what an earlier run saved")
     options = parser.parse_args(arguments)
+    predictor = latpred.load(options.device, home=options.home)
     if options.measured:
-        saved = json.loads(options.measured.read_text())
-        rows, usual_s = saved["rows"], saved["usual_s"]
+        rows = json.loads(options.measured.read_text(encoding="utf-8"))
     else:
-        predictor = latpred.load(options.device, home=options.home)
-        usual_s = predictor.estimator.reference_s
         threads = predictor.estimator.bundle.manifest.threads
         os.sched_setaffinity(0, spread_cores(threads) or os.sched_getaffinity(0))
         rows = []
@@ -261,8 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{path.stem}: {error}", file=sys.stderr)
             print(f"{path.stem}: {len(rows)} rows after {time.monotonic() - start_s:.0f} s", file=sys.stderr)
             if options.save:
-                options.save.write_text(json.dumps({"usual_s": usual_s, "rows": rows}))
-    print(tabulate(summary(rows, usual_s), HEADER))
+                options.save.write_text(json.dumps(rows), encoding="utf-8")
+    print(tabulate(summary(list(pairs_of(rows, predictor))), HEADER, floatfmt=".1f"))
     return 0
 
 

@@ -9,7 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latpred.decide.declared import Declared
+    from latpred.decide.gate import Gate
+    from latpred.decide.identity import identity_of
+    from latpred.decide.observation import Observation
     from latpred.decide.plan import Plan, plan
+    from latpred.decide.points import Grid
+    from latpred.decide.table import Table
     from latpred.device import Device
     from latpred.errors import (
         ArtefactError,
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
         MeasurementError,
         ModelError,
         ShapeError,
+        SurgeryError,
         UnsupportedError,
     )
     from latpred.prediction import KernelPrediction, Prediction
@@ -27,30 +34,43 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtefactError",
+    "Declared",
     "Device",
     "DeviceError",
     "DimensionError",
+    "Gate",
+    "Grid",
     "InputError",
     "KernelPrediction",
     "LatpredError",
     "MeasurementError",
     "ModelError",
+    "Observation",
     "Plan",
     "Prediction",
     "Predictor",
     "ShapeError",
+    "SurgeryError",
+    "Table",
     "UnsupportedError",
+    "identity_of",
     "load",
     "plan",
     "predict",
 ]
 
 _HOMES = {
+    "Declared": "latpred.decide.declared",
     "Device": "latpred.device",
+    "Gate": "latpred.decide.gate",
+    "Grid": "latpred.decide.points",
     "KernelPrediction": "latpred.prediction",
+    "Observation": "latpred.decide.observation",
     "Plan": "latpred.decide.plan",
     "Prediction": "latpred.prediction",
     "Predictor": "latpred.predictor",
+    "Table": "latpred.decide.table",
+    "identity_of": "latpred.decide.identity",
     "load": "latpred.predictor",
     "plan": "latpred.decide.plan",
     "predict": "latpred.predictor",

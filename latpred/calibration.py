@@ -390,7 +390,7 @@ def fit_cutting(predicted: ArrayLike, cuts: ArrayLike, measured: ArrayLike) -> C
         return Cutting()
     design = np.column_stack([np.asarray(predicted, np.float64), np.asarray(cuts, np.float64)])
     # Prior: as much as one chain that is off by 2 % says that predictions hold, to half of them and 0.5 % a cut.
-    found = _robust(design, actual, np.array([1.0, 0.0]), np.array([0.5, 0.005]), noise=0.02)
-    left = np.sort(np.abs(actual - design @ found))
+    factor, per_cut = _robust(design, actual, np.array([1.0, 0.0]), np.array([0.5, 0.005]), noise=0.02)
+    left = np.sort(np.abs(actual - design @ [factor, per_cut]))
     covering = min(ceil((len(left) + 1) * CHAIN_COVERAGE), len(left)) - 1
-    return Cutting(*found, float(left[covering]) / NormalDist().inv_cdf((1 + CHAIN_COVERAGE) / 2))
+    return Cutting(factor, per_cut, float(left[covering]) / NormalDist().inv_cdf((1 + CHAIN_COVERAGE) / 2))

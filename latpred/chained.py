@@ -46,6 +46,7 @@ class Buffers:
         shape = tuple(size if isinstance(size, int) else 1 for size in value.shape)
         if (name, shape) not in self._values:
             dtype = np.dtype(ORT_DTYPES[value.type])
+            drawn: Array
             if name == "active_patches":
                 drawn = np.arange(shape[0])
             elif dtype.kind == "f":
@@ -90,19 +91,25 @@ class Piece:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        # Threads of one session that wait busily for its next run take the cores from the session that runs now.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        self.binding = self.session.io_binding()
         self.buffers = buffers  # bound by address: they must live as long as the session
-        others = renamed or {}
+        self.binding = self.bound(renamed or {})
+
+    def bound(self, renamed: Mapping[str, str]) -> Any:
+        """A binding of the one session; several, to other buffers each, cost next to nothing."""
+        binding = self.session.io_binding()
         for values, bind in (
-            (self.session.get_inputs(), self.binding.bind_input),
-            (self.session.get_outputs(), self.binding.bind_output),
+            (self.session.get_inputs(), binding.bind_input),
+            (self.session.get_outputs(), binding.bind_output),
         ):
             for value in values:
-                array = buffers.of(value, others.get(value.name))
+                array = self.buffers.of(value, renamed.get(value.name))
                 bind(value.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return binding
 
     def run(self) -> None:
         """Once, from its input buffers to its output buffers."""

@@ -15,6 +15,7 @@ import tomllib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Device:
         Working set in B, bandwidth in B/s: the measurement that the levels were read from.
     start_curve : tuple of (int, float, float)
         Bytes touched since; what starting a graph costs more for having lain idle so long, in s; and what it costs on
-        top where no graph was started since, in s. Sizes grow. Without it, each is taken to be `dispatch_s`.
+        top where no graph was started since, in s. Sizes grow. Without it, each cost is taken to be `dispatch_s`.
     runtime, runtime_version, provider : str
         What ran the measurement, such as ``onnxruntime``, ``1.31.1``, ``CPUExecutionProvider``.
     source : str
@@ -113,7 +114,8 @@ class Device:
     Raises
     ------
     DeviceError
-        When a number is not positive and finite, float32 has no peak, or the levels are not three of growing size.
+        When a number is not positive and finite, float32 has no peak, the levels are not three of growing size, or
+        sizes of `start_curve` do not grow, or one of its costs is negative or not finite.
 
     Examples
     --------
@@ -181,6 +183,12 @@ class Device:
                 f"memory levels of device {self.name!r} must grow in size_bytes from processing element to off-chip; "
                 f"got {sizes} B: order them so"
             )
+        touched = [size for size, _, _ in self.start_curve]
+        costs_s = [cost_s for _, *pair in self.start_curve for cost_s in pair]
+        if any(low >= high for low, high in pairwise((0, *touched))):
+            raise DeviceError(f"start_curve must have sizes above 0 that grow, in B; got {touched}: order its rows so")
+        if not all(math.isfinite(cost_s) and cost_s >= 0 for cost_s in costs_s):
+            raise DeviceError(f"start_curve must have costs that are finite and not negative, in s; got {costs_s}")
 
     @property
     def key(self) -> str:
@@ -295,12 +303,12 @@ class Device:
             curve = fields.get("bandwidth_curve", ())
             fields["bandwidth_curve"] = tuple((int(size), float(speed)) for size, speed in curve)
             starts = fields.get("start_curve", ())
-            fields["start_curve"] = tuple((int(size), float(own_s), float(code_s)) for size, own_s, code_s in starts)
+            fields["start_curve"] = tuple((int(size), float(own), float(shared)) for size, own, shared in starts)
             fields["notes"], fields["references"] = tuple(fields.get("notes", ())), tuple(fields.get("references", ()))
             return cls(**fields)
         except DeviceError as error:
             raise DeviceError(f"{origin}: {error}") from None
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
             raise DeviceError(f"{origin}: a field has the wrong form ({error}); compare it with a preset") from error
 
 

@@ -179,9 +179,10 @@ def test_no_bare_except(name: str) -> None:
 
 def test_public_names_are_these() -> None:
     assert latpred.__all__ == [
-        "ArtefactError", "Device", "DeviceError", "DimensionError", "InputError", "KernelPrediction", "LatpredError",
-        "MeasurementError", "ModelError", "Plan", "Prediction", "Predictor", "ShapeError", "UnsupportedError", "load",
-        "plan", "predict",
+        "ArtefactError", "Declared", "Device", "DeviceError", "DimensionError", "Gate", "Grid", "InputError",
+        "KernelPrediction", "LatpredError", "MeasurementError", "ModelError", "Observation", "Plan", "Prediction",
+        "Predictor", "ShapeError", "SurgeryError", "Table", "UnsupportedError", "identity_of", "load", "plan",
+        "predict",
     ]  # fmt: skip
     for name in latpred.__all__:
         assert getattr(latpred, name).__name__ == name

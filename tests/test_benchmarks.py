@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from counting_predictor import CountingPredictor, residual_network
+from decide_costs import costs, option
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
 from synthetic import DEVICE, META, gemm, measured, relu
 
 from latpred import estimators, regressor
 from latpred.calibration import Between
 from latpred.collect.rounds import MeasuredNetwork, Measurements, Round
+from latpred.decide.observation import Observation
+from latpred.decide.plan import plan
+from latpred.decide.table import compile_table
 from latpred.errors import InputError
 from latpred.fit import fit_samples, whole_graphs
 from latpred.forest import Forest
@@ -42,6 +54,7 @@ def benchmark(name: str) -> ModuleType:
 
 
 nn_meter, ablation, budget = map(benchmark, ("nn_meter", "ablation", "budget"))
+deadlines, gated, neighbour = map(benchmark, ("decide_deadlines", "gated", "neighbour"))
 
 
 def kernel_of(
@@ -299,3 +312,179 @@ def test_report_says_what_others_needed() -> None:
     assert "| 7.00 |" in " ".join(text.split())  # (4 % + 10 %) / 2
     assert "3600" in text  # 2.5 days in minutes
     assert all(name in text for name in ("nn-Meter", "LitePred", "graph networks"))
+
+
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+def told(policy: str, latency_s: float, predicted_s: float, utility: float, loaded: bool = False) -> Any:
+    return deadlines.Inference(policy, loaded, latency_s, predicted_s, utility, 4e-6, 2)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(-5, 5)), min_size=1, max_size=8),
+    st.sampled_from([0.5, 1.0, 2.0, 4.0]),
+    st.integers(1, 30),
+)
+def test_the_oracle_is_the_best_of_what_was_in_time(
+    drawn: list[tuple[int, int]], factor: float, deadline_s: int
+) -> None:
+    front = [way for way in drawn if not any(other != way and _beats(other, way) for other in drawn)]
+    in_time = [utility for latency_s, utility in drawn if factor * latency_s <= deadline_s]
+    assert deadlines.oracle(sorted(set(front)), factor, deadline_s) == (max(in_time) if in_time else None)
+
+
+def _beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] <= other[0] and one[1] >= other[1]
+
+
+def test_deadlines_met_and_utility_by_hand() -> None:
+    """Ways of 2 and 4 ms, a deadline of 5 ms: all that is slower than 2.5 times the prediction could not be in time."""
+    (asked, blind) = deadlines.ORDER[0], "mean only"
+    found = [
+        told(asked, 4.4e-3, 4e-3, 1.0),  # in time, as useful as could be
+        told(asked, 2.4e-3, 2e-3, 0.2),  # 4.8 ms would have done for the better way
+        told(asked, 6.0e-3, 4e-3, 1.0, loaded=True),  # late: 1.5 times as slow, only the faster way would have done
+        told(asked, 5.2e-3, 2e-3, 0.2, loaded=True),  # not possible
+        told(blind, 9.9e-3, 4e-3, 1.0),
+    ]
+    trial = deadlines.Trial("net", 6e-3, 6e-3, 5e-3, [(2e-3, 0.2), (4e-3, 1.0)], found)
+    row = deadlines.figures([trial], asked, 0.9)
+    assert (row.inferences, row.possible) == (4, 0.75)
+    assert row.met == pytest.approx(2 / 3)
+    assert (row.met_resting, row.met_loaded) == (1.0, 0.0)
+    assert row.error == pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5)
+    assert row.utility == pytest.approx((0.8 + 0.0 + 0.8) / (0.8 + 0.8 + 0.0))
+    assert row.in_time == pytest.approx(0.8 / 1.6)
+    assert row.plain == pytest.approx((1.0 + 0.2 + 1.0) / (1.0 + 1.0 + 0.2))
+    assert row.steady == 0.0  # the slowest of three had to be met: always the faster way
+    assert deadlines.figures([trial], asked, 0.6).steady == pytest.approx(3 * 0.8 / 1.6)
+    assert math.isnan(deadlines.figures([trial], blind).steady)
+    assert row.decision_s == pytest.approx(2e-6)
+    assert row.deciding == pytest.approx((4e-6 / 4.4e-3 + 4e-6 / 5.2e-3) / 2)
+    both = deadlines.figures([trial, trial], asked, 0.9)
+    assert (both.inferences, both.met, both.utility) == (8, row.met, row.utility)
+
+
+def test_distance_to_the_confidence_is_in_points() -> None:
+    name = deadlines.asked_of("optimal", 0.9)
+    found = [told(name, 4e-3 if number else 5.5e-3, 4e-3, 1.0) for number in range(20)]
+    found.append(told("mean only", 4e-3, 4e-3, 1.0))
+    trial = deadlines.Trial("net", 6e-3, 6e-3, 5e-3, [(2e-3, 0.2), (4e-3, 1.0)], found)
+    _, _, asked, blind = deadlines.report([trial]).splitlines()
+    assert asked.split()[:7] == ["optimal", "90", "%", "20", "100.0", "95.0", "5.0"]
+    assert blind.split()[:5] == ["mean", "only", "1", "100.0", "100.0"]
+
+
+def test_blind_policies_keep_their_margin_and_never_learn() -> None:
+    """1 ms is spent, 5 ms are needed to keep the region, 1 ms to skip it."""
+    table = compile_table(costs([[option("keep", 4e-3, 1.0), option("skip", 0.0, 0.5)]], trunk_s=1e-3))
+
+    def chosen(deadline_s: float) -> dict[str, int]:
+        answers = {}
+        for policy in deadlines.policies(table, deadline_s, clock=None):
+            policy.gate.begin()
+            policy.gate.spent(1e-3)
+            answers[policy.name] = policy.gate.decide(0)
+            assert policy.told == policy.name.startswith(("optimal", "safe-greedy"))
+        return answers
+
+    keep, skip = 0, 1
+    picked = {deadline_s: chosen(deadline_s) for deadline_s in (5.9e-3, 6.1e-3, 7.4e-3, 7.6e-3)}
+    assert [answers["mean only"] for answers in picked.values()] == [skip, keep, keep, keep]
+    assert [answers["fixed margin 1.3"] for answers in picked.values()] == [skip, skip, skip, keep]
+    assert [answers["keep everything"] for answers in picked.values()] == [keep] * 4
+
+
+def test_load_comes_and_goes_by_its_seed() -> None:
+    one, same, other = (neighbour.Schedule(7.0, seed) for seed in (0, 0, 1))
+    switches_s, now_s = [], 7.0
+    for number in range(50):
+        assert one.is_on(now_s) == (number % 2 == 1)
+        now_s = one.next_s(now_s)
+        switches_s.append(now_s)
+    gaps_s = np.diff([7.0, *switches_s])
+    assert neighbour.LEAST_S <= gaps_s.min() < gaps_s.max() <= neighbour.MOST_S
+    later_s = switches_s[-1] - 1e-6  # asked for the first time, and not from the beginning
+    assert same.is_on(later_s) == one.is_on(later_s)
+    assert other.next_s(7.0) != one.next_s(7.0)
+
+
+@pytest.fixture
+def residual(tmp_path: Path) -> Path:
+    """Three residual blocks of random weights."""
+    model, rng = residual_network(), np.random.default_rng(0)
+    for stored in model.graph.initializer:
+        values = rng.normal(0.0, 0.3, tuple(stored.dims)).astype(np.float32)
+        stored.CopyFrom(numpy_helper.from_array(values, stored.name))
+    onnx.save(model, tmp_path / "residual.onnx")
+    return tmp_path / "residual.onnx"
+
+
+def without_blocks(path: Path, x: np.ndarray, skipped: set[str]) -> np.ndarray:
+    """The residual network in numpy."""
+    weights = {stored.name: numpy_helper.to_array(stored) for stored in onnx.load(path).graph.initializer}
+
+    def conv(name: str, value: np.ndarray) -> np.ndarray:
+        return np.einsum("oc,bchw->bohw", weights[f"{name}.weight"][:, :, 0, 0], value)
+
+    value = conv("stem", x)
+    for block in (f"layer.{number}" for number in range(3)):
+        value = value if block in skipped else value + conv(f"{block}.down", conv(f"{block}.up", value))
+    result: np.ndarray = value.mean((2, 3)) @ weights["fc.weight"]
+    return result
+
+
+@pytest.mark.parametrize("skipped", [set(), {"layer.0"}, {"layer.0", "layer.1"}, {"layer.1", "layer.2"}], ids=len)
+def test_what_a_gate_decides_is_what_runs(residual: Path, skipped: set[str]) -> None:
+    blocks = ["layer.0", "layer.1", "layer.2"]
+    found = plan(CountingPredictor(), residual, mount=blocks)  # type: ignore[arg-type]
+    network = gated.Network(residual, 1)
+    engine = gated.Gated(network, found, found.compile())
+    gate = found.compile().gate(1.0, 0.5, policy=lambda seen: "skip" if seen.point in skipped else "keep")
+    run = engine.infer(gate)
+    assert [gate.options[block][taken] for block, taken in zip(blocks, run.options, strict=True)] == [
+        "skip" if block in skipped else "keep" for block in blocks
+    ]
+    session = network.whole.session
+    x, y = (network.buffers.of(values[0]) for values in (session.get_inputs(), session.get_outputs()))
+    np.testing.assert_allclose(y, without_blocks(residual, x, skipped), rtol=1e-4, atol=1e-5)
+    assert 0.0 < run.deciding_s < run.latency_s
+
+
+def test_an_exit_ends_an_inference_and_no_piece_has_two_sessions(
+    residual: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[bytes] = []
+    session = onnxruntime.InferenceSession
+
+    def counted(model: bytes, *arguments: Any, **named: Any) -> Any:
+        built.append(model)
+        return session(model, *arguments, **named)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    found = plan(CountingPredictor(), residual, mount=["layer.0", "exit after layer.0", "layer.1"])  # type: ignore[arg-type]
+    engine = gated.Gated(gated.Network(residual, 1), found, found.compile())
+    assert len(set(built)) == len(built) > len(found.mounted)
+
+    def leaving(seen: Observation) -> str:
+        return "exit" if seen.point.startswith("exit") else "keep"
+
+    assert engine.infer(found.compile().gate(1.0, 0.5, policy=leaving)).options == (0, 1)
+    assert engine.infer(found.compile().gate(1.0, 0.5, policy=lambda _: 0)).options == (0, 0, 0)
+
+
+@pytest.mark.measure
+def test_a_few_real_inferences_under_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATPRED_HOME", str(tmp_path))
+    saved = tmp_path / "saved.json"
+    network = ROOT / "tests" / "networks" / "mobilenet_v2.onnx"
+    assert deadlines.main([str(network), "--runs", "10", "--save", str(saved)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("mobilenet_v2: ")
+    for kind, confidence in deadlines.ASKED:
+        assert printed.count(deadlines.asked_of(kind, confidence)) == 2
+    assert deadlines.main(["--measured", str(saved)]) == 0
+    assert capsys.readouterr().out == printed

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from counting_predictor import residual_network
 from onnx import TensorProto, helper
 
 from latpred import cli
@@ -202,11 +203,14 @@ def test_decide_keeps_a_loose_deadline_and_says_when_one_cannot_hold(
     code, text, _ = run(capsys, *place, "10s")
     loose = json.loads(text)
     assert code == 0
-    assert {point["option"] for point in loose["points"]} == {"keep"}
-    assert loose["probability"] > 0.999
+    assert loose["as_it_is"]["probability"] > 0.999
+    assert not loose["worth_deciding"]
     _, text, _ = run(capsys, *place, "1us")
-    assert json.loads(text)["probability"] < 0.05
-    utilities = {name["point"]: {"keep": 1.0} for name in loose["points"]}
+    tight = json.loads(text)
+    assert tight["worth_deciding"]
+    assert tight["probability"] < 0.05
+    assert tight["utilities"] == loose["utilities"]
+    utilities = {name: {"keep": 1.0} for name in loose["utilities"]}
     path = tmp_path / "u.json"
     path.write_text(json.dumps(utilities))
     code, _, err = run(capsys, *place, "10s", "--utilities", str(path))
@@ -214,12 +218,108 @@ def test_decide_keeps_a_loose_deadline_and_says_when_one_cannot_hold(
     assert "missing" in err
     _, out, _ = run(capsys, "decide", MOBILENET, "--device", "jetson-nano", "--deadline", "10s")
     assert "deadline" in out
-    assert "keep" in out
+    assert "as it is" in out
 
 
-@pytest.mark.parametrize("deadline", ["-8ms", "0ms", "8", "soon"])
+@pytest.mark.parametrize("deadline", ["-8ms", "0ms", "8", "soon", "nan", "nanms", "infs", "1e3ms", "", "8 ms", "8ns"])
 def test_a_deadline_is_a_positive_time(capsys: pytest.CaptureFixture[str], deadline: str) -> None:
     with pytest.raises(SystemExit) as leaving:
         run(capsys, "decide", MOBILENET, f"--deadline={deadline}")
     assert leaving.value.code == 2
-    assert "above 0" in capsys.readouterr().err
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "above 0 such as 500us, 8ms or 1.5s" in said
+
+
+@pytest.mark.parametrize("confidence", ["0", "1", "99", "99%", "nan", "-0.5", "sure"])
+def test_a_confidence_is_a_share(capsys: pytest.CaptureFixture[str], confidence: str) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        run(capsys, "decide", MOBILENET, "--deadline", "8ms", f"--confidence={confidence}")
+    assert leaving.value.code == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert f"between 0 and 1 such as 0.9, got '{confidence}'" in said
+
+
+def paying_network(path: Path) -> tuple[str, ...]:
+    """A small network, and a slow device on which leaving it behind the first block pays."""
+    onnx.save(residual_network(2, width=64, inner=512), path)
+    return str(path), "--device", "raspberry-pi-4", "--deadline", "8ms"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "must be JSON"),
+        ("\xff", "must be JSON"),
+        ("[" * 100_000, "must be JSON"),
+        ("[]", "object of objects"),
+        ('{"layer.0": 1.0}', "object of objects"),
+        ("{}", "each point of the table (exit after layer.0)"),
+        ('{"layer.9": {"keep": 1.0}}', "unknown 'layer.9'"),
+        ('{"exit after layer.0": {"keep": 1.0}}', "missing 'exit'"),
+        ('{"exit after layer.0": {"keep": 1.0, "exit": 0.5, "skip": 0.5}}', "unknown 'skip'"),
+    ],
+)
+def test_utilities_that_cannot_be_used_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, said: str
+) -> None:
+    path = tmp_path / "u.json"
+    path.write_bytes(content.encode("latin-1"))
+    place = paying_network(tmp_path / "model.onnx")
+    code, out, err = run(capsys, "decide", *place, "--utilities", str(path))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    "value", [None, "high", [1.0], {}, float("nan"), float("inf"), 10**400], ids=lambda v: str(v)[:9]
+)
+def test_a_utility_is_a_finite_number(capsys: pytest.CaptureFixture[str], tmp_path: Path, value: object) -> None:
+    place = ("decide", *paying_network(tmp_path / "model.onnx"))
+    _, text, _ = run(capsys, *place, "--json")
+    utilities = json.loads(text)["utilities"]
+    path = tmp_path / "u.json"
+    path.write_text(json.dumps(utilities))
+    code, again, _ = run(capsys, *place, "--json", "--utilities", str(path))
+    assert (code, json.loads(again)) == (0, json.loads(text))  # what is printed can be given back
+    utilities["exit after layer.0"]["exit"] = value
+    path.write_text(json.dumps(utilities))
+    code, out, err = run(capsys, *place, "--utilities", str(path))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "the utility of 'exit after layer.0', 'exit' must be a finite number" in err
+
+
+def test_utilities_of_a_network_that_nothing_pays_in_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    place = ("decide", str(symbolic_model(tmp_path / "relu.onnx")), "--dim", "batch=1", "--dim", "sequence=4")
+    place += ("--device", "jetson-nano", "--deadline", "8ms")
+    code, out, _ = run(capsys, *place)
+    assert code == 0
+    assert "not worth deciding" in out
+    path = tmp_path / "u.json"
+    path.write_text('{"layer.0": {"keep": 1.0}}')
+    code, out, err = run(capsys, *place, "--utilities", str(path))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "'layer.0'" in err
+
+
+@pytest.mark.parametrize("command", [("gates",), ("decide", "--deadline", "8ms")])
+def test_ctrl_c_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latpred.decide.plan.plan", interrupted)
+    assert run(capsys, *command, MOBILENET, "--device", "jetson-nano") == (1, "", "latpred: interrupted\n")
+
+
+def test_a_network_without_a_cut_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])
+    node = helper.make_node("RandomNormal", [], ["y"], shape=[1, 8])
+    path = tmp_path / "noise.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "noise", [], [y])), path)
+    for command in (("gates",), ("decide", "--deadline", "8ms")):
+        code, out, err = run(capsys, *command, str(path), "--device", "jetson-nano")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "run it whole" in err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import struct
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf, nan
@@ -25,6 +28,9 @@ TWO = costs(
     decide_s=1e-6,
     frequency_hz=2e9,
 )
+
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "decision-table.md"
 
 
 def test_the_arrays_are_the_costs() -> None:
@@ -127,7 +133,10 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "schema": (lambda data: with_header(data, lambda h: h.update(schema=2)), "schema 1, this table is of 2"),
     "cut in the prefix": (lambda data: data[:10], "cut short within its header"),
     "cut in the header": (lambda data: data[:100], "cut short within its header"),
-    "cut in the payload": (lambda data: data[:-1], "cut short, "),
+    "header without end": (lambda data: data[:8] + b"\xff" * 4 + data[12:], "cut short within its header"),
+    "cut in the payload": (lambda data: data[:-1], "a payload of "),
+    "longer payload": (lambda data: data + b"\0", "a payload of"),
+    "header that is deep": (lambda data: data[:8] + struct.pack("<I", 10**5) + b"[" * 10**5, "must be JSON"),
     "checksum": (lambda data: flipped(data, len(data) - 4), "checksum"),
     "header that is no JSON": (lambda data: flipped(data, 12), "must be JSON"),
     "header that is no object": (lambda data: data[:8] + struct.pack("<I", 2) + b"[]", "JSON object"),
@@ -142,6 +151,13 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "not as documented",
     ),
     "shape": (lambda data: with_header(data, lambda h: h["arrays"][1].update(shape=[4])), "do not fit each other"),
+    **{
+        f"shape {shape}": (
+            lambda data, shape=shape: with_header(data, lambda h: h["arrays"][1].update(shape=shape)),
+            "not as documented",
+        )
+        for shape in ([10**12], [2**70], [-1], [0, 2**70], [2**40, 2**40], ["x", 10**12], [5.0], 5, "5", [1] * 99, None)
+    },
 }
 
 
@@ -154,6 +170,91 @@ def test_a_broken_file_is_refused(how: str, tmp_path: Path) -> None:
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ArtefactError, match=message):
         Table.load(path)
+
+
+def with_array(data: bytes, name: str, values: list[float]) -> bytes:
+    """The file as another program would write it, with other numbers and their checksum."""
+    length = struct.unpack_from("<I", data, 8)[0]
+    header, payload = json.loads(data[12 : 12 + length]), bytearray(data[12 + length :])
+    entry = next(entry for entry in header["arrays"] if entry["name"] == name)
+    raw = np.array(values, entry["dtype"]).tobytes()
+    payload[entry["offset"] : entry["offset"] + len(raw)] = raw
+    header["sha256"] = hashlib.sha256(payload).hexdigest()
+    text = json.dumps(header).encode()
+    return data[:8] + struct.pack("<I", len(text)) + text + payload
+
+
+WRONG_NUMBERS: dict[str, tuple[list[float], str]] = {
+    "mean_s": ([0.004, nan], "'p0', option 'skip': mean_s must be finite and not negative, got nan"),
+    "variance_s2": ([-1.0], "variance_s2 must be finite and not negative, got -1.0"),
+    "utility": ([inf], "utility must be finite, got inf"),
+    "level": ([0, 99], "level must be one of keep, exit, .* got 'number 99'"),
+    "trunk_mean_s": ([0.001, 0.001, inf], "trunk after the last point: mean_s must be"),
+    "noise_spread": ([nan], "noise_spread must be"),
+    "frequency_hz": ([-1.0], "frequency_hz must be"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRONG_NUMBERS))
+def test_numbers_that_no_plan_has_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    compile_table(TWO).save(path)
+    values, message = WRONG_NUMBERS[name]
+    path.write_bytes(with_array(path.read_bytes(), name, values))
+    with pytest.raises(ArtefactError, match=message):
+        Table.load(path)
+
+
+def test_names_twice_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    compile_table(TWO).save(path)
+    path.write_bytes(with_header(path.read_bytes(), lambda h: h["points"][1].update(name="p0")))
+    with pytest.raises(ArtefactError, match="'p0' twice"):
+        Table.load(path)
+
+
+def test_declared_sizes_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    compile_table(TWO).save(path)
+    path.write_bytes(with_header(path.read_bytes(), lambda h: h["arrays"][1].update(shape=["x", 10**9])))
+    tracemalloc.start()
+    with pytest.raises(ArtefactError):
+        Table.load(path)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 10e6
+
+
+def test_costs_come_back(tmp_path: Path) -> None:
+    for written in (TWO, random_costs(np.random.default_rng(2), points=5, options=4)):
+        compile_table(written).save(tmp_path / "table")
+        assert Table.load(tmp_path / "table").costs() == written
+
+
+def test_the_file_is_as_documented(tmp_path: Path) -> None:
+    """Names, dtypes and shapes of the file against the tables of docs/decision-table.md."""
+    text = DOCUMENT.read_text(encoding="utf-8").replace("\\|", "/")
+    about_header, about_arrays = text.split("## Header")[1].split("## Arrays")
+    keys = {cells[0] for cells in re.findall(r"^\| `(\w+)` \| (.+) \|$", about_header, re.M)}
+    arrays = re.findall(r"^\| `(\w+)` \| `(\S+)` \| (.+?) \| .+ \|$", about_arrays, re.M)
+    path = tmp_path / "table"
+    compile_table(TWO).save(path)
+    data = path.read_bytes()
+    length = struct.unpack_from("<I", data, 8)[0]
+    header = json.loads(data[12 : 12 + length])
+    assert set(header) == keys
+    counts = {"options": [5], "points + 1": [3], "none": []}
+    documented = [(name, dtype.replace("/", "|"), counts[shape]) for name, dtype, shape in arrays]
+    assert [(entry["name"], entry["dtype"], entry["shape"]) for entry in header["arrays"]] == documented
+    end = 0
+    for entry in header["arrays"]:
+        payload = data[12 + length :]
+        assert payload[end : entry["offset"]] == bytes(entry["offset"] - end)  # zeros, less than a line of them
+        assert entry["offset"] - end < 64
+        end = entry["offset"] + np.dtype(entry["dtype"]).itemsize * int(np.prod(entry["shape"], dtype=int))
+    assert end == header["payload_bytes"] == len(data) - 12 - length
+    assert hashlib.sha256(data[12 + length :]).hexdigest() == header["sha256"]
+    assert data[12 : 12 + length].rstrip(b" ").endswith(b"}")
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:

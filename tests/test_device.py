@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from latpred.device import SCHEMA_VERSION, Device, Level, dump_toml, load_toml, preset, presets
 from latpred.errors import DeviceError
+from latpred.report.tables import device_table
 
 LEVELS = (Level("L2", 2**20, 80e9), Level("L3", 2**24, 20e9), Level("DRAM", 2**34, 10e9))
 
@@ -113,6 +114,17 @@ def test_unknown_preset_names_the_known_ones() -> None:
     assert "\n" not in str(error.value)
 
 
+@st.composite
+def _start_curves(draw: st.DrawFn) -> list[tuple[int, float, float]]:
+    """Sizes and costs that grow, as a measurement gives them."""
+    sizes = sorted(draw(st.lists(st.integers(1, 2**40), max_size=5, unique=True)))
+    costs = [sorted(draw(st.lists(st.floats(0, 1e-3), min_size=len(sizes), max_size=len(sizes)))) for _ in range(2)]
+    return list(zip(sizes, *costs, strict=True))
+
+
+start_curves = _start_curves()
+
+
 # --- what a device answers --------------------------------------------------------------------------------------
 
 
@@ -154,6 +166,35 @@ def test_working_sets_meet_the_nearest_memory_that_holds_them() -> None:
     assert device.level_for(2**40) == 2
 
 
+def test_a_start_by_hand() -> None:
+    curve = ((2**18, 1e-6, 4e-6), (2**20, 3e-6, 8e-6), (2**22, 3e-6, 20e-6))
+    device = toy(start_curve=curve)
+    expected_s = {  # own, shared: linear in the logarithm between points, with the size below the first one
+        0: (0.0, 0.0),
+        2**17: (0.5e-6, 2e-6),
+        2**18: (1e-6, 4e-6),
+        2**19: (2e-6, 6e-6),
+        2**20: (3e-6, 8e-6),
+        2**21: (3e-6, 14e-6),
+        2**22: (3e-6, 20e-6),
+        2**40: (3e-6, 20e-6),
+    }
+    for idle, (own_s, _) in expected_s.items():
+        for evicting, (_, shared_s) in expected_s.items():
+            assert device.start_s(idle, evicting) == pytest.approx(own_s + shared_s)
+    assert toy(dispatch_s=2e-6).start_s(0, 0) == 4e-6  # nobody measured it
+
+
+@given(
+    start_curves.filter(bool),
+    st.lists(st.floats(0, 2**42), min_size=2, max_size=2).map(sorted),
+)
+def test_longer_idle_never_starts_sooner(curve: list[tuple[int, float, float]], idle_bytes: list[float]) -> None:
+    device = toy(start_curve=tuple(curve))
+    few_s, many_s = (device.start_s(size, size) for size in idle_bytes)
+    assert 0.0 <= few_s <= many_s * (1 + 1e-9) <= (curve[-1][1] + curve[-1][2]) * (1 + 1e-6)
+
+
 def test_key_is_a_folder_name() -> None:
     assert toy(name="AMD EPYC (Zen 4)", threads=2).key == "amd-epyc-zen-4-2t"
 
@@ -170,6 +211,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), m
     fastest=speeds,
     sizes=st.lists(st.integers(1, 2**50), min_size=3, max_size=3, unique=True).map(sorted),
     curve=st.lists(st.tuples(st.integers(1, 2**40), speeds), max_size=4),
+    starts=start_curves,
     notes=st.lists(texts, max_size=3),
 )
 def test_toml_gives_the_same_device_back(
@@ -179,6 +221,7 @@ def test_toml_gives_the_same_device_back(
     fastest: float,
     sizes: list[int],
     curve: list[tuple[int, float]],
+    starts: list[tuple[int, float, float]],
     notes: list[str],
 ) -> None:
     path = tmp_path_factory.mktemp("device") / "device.toml"
@@ -188,6 +231,7 @@ def test_toml_gives_the_same_device_back(
         peak_flops={"float32": fastest, **peaks},
         levels=levels,
         bandwidth_curve=tuple(curve),
+        start_curve=tuple(starts),
         notes=tuple(notes),
         peak_flops_by_threads={1: {"float32": fastest}, 2: {"float32": 2 * fastest}},
     )
@@ -225,6 +269,16 @@ def broken(**changes: object) -> dict[str, object]:
         (broken(frequency_hz=0), "frequency_hz must be positive and finite, in Hz; got 0"),
         (broken(dispatch_s=-1e-6), "dispatch_s must be positive"),
         (broken(threads=True), "threads must be a number"),
+        (broken(start_curve=[[1024, 1e-6]]), "wrong form"),
+        (broken(start_curve=[1024, 1e-6, 1e-6]), "wrong form"),
+        (broken(start_curve=[["many", 1e-6, 1e-6]]), "wrong form"),
+        (broken(start_curve=[[math.inf, 1e-6, 1e-6]]), "wrong form"),
+        (broken(start_curve=[[0, 0.0, 0.0]]), r"start_curve must have sizes above 0 that grow, in B; got \[0\]"),
+        (broken(start_curve=[[2, 0.0, 0.0], [2, 0.0, 0.0]]), r"that grow, in B; got \[2, 2\]: order its rows"),
+        (broken(start_curve=[[4, 0.0, 0.0], [2, 0.0, 0.0]]), r"that grow, in B; got \[4, 2\]"),
+        (broken(start_curve=[[2, -1e-6, 0.0]]), r"finite and not negative, in s; got \[-1e-06, 0.0\]"),
+        (broken(start_curve=[[2, 0.0, math.nan]]), r"finite and not negative, in s; got \[0.0, nan\]"),
+        (broken(start_curve=[[2, math.inf, 0.0]]), "finite and not negative"),
         (broken(source="guessed"), "must be one of measured, theoretical; got 'guessed'"),
     ],
 )
@@ -244,6 +298,12 @@ def test_bandwidth_is_positive_and_finite(bandwidth: float) -> None:
 def test_levels_grow() -> None:
     with pytest.raises(DeviceError, match=r"must grow in size_bytes .* got \[16777216, 1048576, 17179869184\] B"):
         toy(levels=(LEVELS[1], LEVELS[0], LEVELS[2]))
+
+
+def test_a_person_sees_what_a_start_costs_at_most() -> None:
+    text = device_table(toy(start_curve=((2**20, 1e-6, 4e-6), (2**24, 3e-6, 20e-6))))
+    assert "dispatch 1.00 us, start of an idle graph up to 23.0 us" in text
+    assert "up to 2.0 us" in device_table(toy())
 
 
 def test_a_schema_version_is_written() -> None:

@@ -41,11 +41,25 @@ def dispatch_s(threads: int = 1, seconds: float = 1.0) -> float:
 
 
 def start_curve(threads: int, largest_bytes: int, seconds: float = 3.0) -> list[tuple[int, float, float]]:
-    """What a start costs more than one right after the last, by bytes touched since: B, own s, shared s.
+    """What a start costs more than one right after the last, by bytes touched since.
 
-    `own` is of a graph that itself lay idle, right after the start of another; `shared` comes on top where no graph was
-    started since. Medians over `_LEAST_STARTS` and more starts of graphs of one node, on bound buffers; neither falls
-    with more bytes.
+    Medians over `_LEAST_STARTS` and more starts of graphs of one node, on bound buffers; neither cost falls with more
+    bytes.
+
+    Parameters
+    ----------
+    threads
+        Of the runtime.
+    largest_bytes
+        Up to which bytes are touched in between, doubling from 256 KiB; at least that.
+    seconds
+        Time to spend, about.
+
+    Returns
+    -------
+    list of (int, float, float)
+        Bytes touched in B; in s, what a graph pays that itself lay idle, right after the start of another; in s, what
+        comes on top where no graph was started since. As `latpred.Device.start_curve` has them.
 
     Raises
     ------
@@ -59,7 +73,8 @@ def start_curve(threads: int, largest_bytes: int, seconds: float = 3.0) -> list[
     own_s = shared_s = 0.0
     for size in (_SMALLEST_BYTES << point for point in range(points)):
         between = np.ones(size // 4, np.float32)
-        own, shared = [], []
+        own: list[float] = []
+        shared: list[float] = []
         end_s = time.perf_counter() + budget_s
         while len(own) < _LEAST_STARTS or time.perf_counter() < end_s:
             np.negative(between, out=between)

@@ -45,20 +45,26 @@ class Estimated:
 
     Attributes
     ----------
-    name, level : str
+    name : str
+        Such as ``keep``, ``skip``, ``channels 0.5``, ``patches14 0.25``; a model's name where one is chosen.
+    level : str
+        One of `latpred.decide.costs.LEVELS`.
     share : float
-        Of the region's channels or patches.
+        Of the region's channels or patches that is computed; 1 elsewhere.
     time : Duration
-        What runs at the point when it is taken, gate network included.
+        What runs at the point when the option is taken, the gate network included.
     saved_s : float
-        Latency of the network as it is, less its latency with this point mounted and this option taken.
+        Latency of the network as it is, less its latency with this point alone mounted and this option taken, in s;
+        negative where it takes longer, as `keep` does.
     saved_interval_s : (float, float)
+        Bounds around it in s, that hold in the plan's `interval` of cases.
     break_even_rate : float or None
-        How often the option must be taken for the point to pay for itself; None where it never does.
+        Share of the inferences that must take the option for the point to pay for itself; None where it never does,
+        and of `keep`.
     switch_s : float
-        Added where the last inference took another option: its weights come from memory.
+        Added where the last inference took another option, in s: its weights come from memory.
     peak_bytes : int
-        Activations that live at once, and weights, of what runs at the point.
+        Activations that live at once, and weights, of what runs at the point, in B.
     """
 
     name: str
@@ -74,16 +80,20 @@ class Estimated:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One point with what its options cost; the first option is `keep`.
+    """One point with what its options cost.
 
     Attributes
     ----------
+    name : str
+        As a person recognises it: the module's name, with a number behind where there are several of them.
     point : Point or None
-        None for the choice among several models.
+        Where it lies; None for the choice among several models.
+    options : tuple of Estimated
+        The first is `keep`.
     overhead_s : float
-        What having the point costs each inference.
+        What having the point costs each inference, whatever is taken, in s.
     gate_s : float
-        The part of it that its gate network takes.
+        The part of it that the gate network takes, in s.
     """
 
     name: str
@@ -94,7 +104,7 @@ class Decision:
 
     @property
     def best_saved_s(self) -> float:
-        """Most that one of its options saves."""
+        """Most that one of its options saves, in s."""
         return max(option.saved_s for option in self.options)
 
     @property
@@ -294,18 +304,25 @@ class Appraiser:
         return (before, start), (start, end), (end, behind), (before, behind)
 
     def _cutting_s(self, start: Cut, end: Cut) -> float:
-        """What cutting at both ends costs: pieces up to the cuts around it against the graph that spans them."""
+        """What cutting costs at both ends, by what chains of graphs were measured to take more than predicted.
+
+        Where the network begins and ends there is nothing to cut.
+        """
+        inner = {start.position, end.position} - {self.places[0].position, self.places[-1].position}
+        return self.cutting.charged_s(self._apart_s(start, end), len(inner), self.whole.time.mean_s)
+
+    def _apart_s(self, start: Cut, end: Cut) -> float:
+        """Predicted: pieces up to the cuts around it against the graph that spans them."""
         *parts, spanning = (self._span(*ends).time.mean_s for ends in self._around(start, end))
-        ends = 1 if start.position == end.position else 2
-        return self.cutting.charged_s(sum(parts) - spanning, ends, self.whole.time.mean_s)
+        return sum(parts) - spanning
 
     def _behind_s(self, cut: Cut) -> float:
-        """All that runs behind a cut, as one graph: atoms, less what cutting between them would cost."""
+        """All that runs behind a cut, as one graph: atoms, less what they take more for being apart."""
         if not self._behind:
             rest_s = 0.0
             for index in reversed(range(len(self.places) - 1)):
                 here, after = self.places[index], self.places[index + 1]
-                joined_s = self._cutting_s(after, after) if index + 2 < len(self.places) else 0.0
+                joined_s = self._apart_s(after, after) if index + 2 < len(self.places) else 0.0
                 rest_s += self._span(here, after).time.mean_s - joined_s
                 self._behind[here.position] = rest_s
         return self._behind[cut.position]

@@ -25,7 +25,15 @@ NOISE_SPREAD = 0.02  # two runs of one session differ by about this much where n
 
 @dataclass(frozen=True, slots=True)
 class Duration:
-    """How long something takes: a mean in s, and the variance of its own error in s^2."""
+    """How long something takes.
+
+    Attributes
+    ----------
+    mean_s : float
+        As predicted, in s.
+    variance_s2 : float
+        Variance of the prediction's own error, in s^2.
+    """
 
     mean_s: float
     variance_s2: float = 0.0
@@ -33,23 +41,49 @@ class Duration:
 
 @dataclass(frozen=True, slots=True)
 class OptionCosts:
-    """One choice at a point."""
+    """One choice at a point.
+
+    Attributes
+    ----------
+    name : str
+    level : str
+        One of `LEVELS`.
+    time : Duration
+        Of its piece or pieces, from the decision on.
+    utility : float
+        What it is worth when nothing else is said, in any unit; utilities of the points on a path add up.
+    ends : bool
+        Whether nothing of the chain runs after it, as behind an exit.
+    switch_s : float
+        Added when the point's last inference took another option, in s.
+    peak_bytes : int
+        Memory of its pieces, in B.
+    """
 
     name: str
-    level: str  # one of LEVELS
-    time: Duration  # its piece or pieces, with what cutting and gating add
-    utility: float  # what it is worth when nothing else is said; utilities of the points add up
-    ends: bool = False  # nothing of the chain runs after it
-    switch_s: float = 0.0  # added when the point's last inference took another option
+    level: str
+    time: Duration
+    utility: float
+    ends: bool = False
+    switch_s: float = 0.0
     peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PointCosts:
-    """One decision: what runs before it, and what can be chosen."""
+    """One decision.
+
+    Attributes
+    ----------
+    name : str
+    before : Duration
+        The trunk since the previous point, or since the inference began.
+    options : tuple of OptionCosts
+        `keep` comes first.
+    """
 
     name: str
-    before: Duration  # the trunk since the previous point
+    before: Duration
     options: tuple[OptionCosts, ...]
 
 
@@ -59,9 +93,8 @@ class Costs:
 
     Attributes
     ----------
-    model : str
-        Fingerprint of the model that these costs are of.
-    device : str
+    model, device : str
+        What these costs are of, as `latpred.identity_of` says it: a fingerprint; name, processor, runtime, threads.
     points : tuple of PointCosts
         In the order in which an inference meets them.
     after : Duration
@@ -73,7 +106,7 @@ class Costs:
     decide_s : float
         What one decision costs, in s.
     frequency_hz : float or None
-        Clock of the device while it was measured; None where unknown.
+        Clock of the device while it was measured, in Hz; None where unknown.
 
     Raises
     ------

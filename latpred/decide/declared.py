@@ -26,12 +26,19 @@ class Declared:
     Attributes
     ----------
     name : str
+        What the point will be called.
     start, end : str
-        Tensors that the region reads and makes; the same twice for an exit.
+        Names of the tensors that the region reads and makes; the same twice for an exit.
     options : tuple of str
         Such as ``skip``, ``channels 0.5``, ``patches14 0.25``, ``int8``; ``exit`` alone where start and end are the same.
     gate : path, bytes, ModelProto or None
         Its gate network, which reads the start and makes one score an option, `keep` included; None takes the plan's.
+
+    Examples
+    --------
+    ``latpred.plan(predictor, model, declared=[stage])`` mounts it before any point that was found.
+
+    >>> stage = Declared("stage 3", start="/layer2/Relu_output_0", end="/layer3/Relu_output_0", options=("int8",))
     """  # noqa: E501
 
     name: str

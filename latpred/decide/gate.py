@@ -5,9 +5,9 @@ The rule of the built-in policies is to take the best option of which
     mean * slow-down * (1 + z * spread) <= time left,   spread^2 = own variances / mean^2 + shared variance
 
 holds with all that follows. `z` is learned from met and missed deadlines (`conformal`), the slow-down and the shared
-variance from timed pieces (`slowdown`). Thresholds are computed once, with the `z` and the variance of the beginning;
-later ones change the factor (1 + z * spread) alone, by the own variance of the point's most useful way. Where `z` is
-negative, the factor is 1 / (1 - z * spread): never below zero, however large the spread.
+variance from timed pieces (`slowdown`), less what each option is off by itself (`learned`). Thresholds hold the `z` and
+the variance of when they were computed, at first or by `Gate.renew`; later ones change the factor (1 + z * spread)
+alone, by the own variance of the point's most useful way. Where `z` is negative, that is 1 / (1 - z * spread) > 0.
 
 A gate is state of one stream of inferences: use one for each thread. The table is shared.
 """
@@ -17,12 +17,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import copy
-from itertools import islice, pairwise
 from math import inf, isfinite, sqrt
 
 from latpred.decide.chain import chain_of
 from latpred.decide.conformal import AdaptiveQuantile
 from latpred.decide.forecast import Planned, Remaining, bounds_s, expected_s, followed, probability_within, times_on
+from latpred.decide.learned import option_times, relearned
 from latpred.decide.names import Names, Rates
 from latpred.decide.observation import Observation, Policy
 from latpred.decide.policy import POLICIES, OptionPlan, option_plans, plan_of
@@ -32,8 +32,6 @@ from latpred.decide.ways import Margin
 from latpred.errors import InputError
 
 __all__ = ["Gate"]
-
-JITTER_S = 2e-6  # what starting a piece and reading a clock scatter by
 
 
 class Gate:
@@ -66,10 +64,10 @@ class Gate:
     """
 
     __slots__ = (
-        "_after", "_bounds_s", "_chain", "_clock", "_deadline_s", "_ends_at", "_expected", "_frequency_hz",
-        "_last", "_limited", "_margin", "_names", "_next_deadline_s", "_own_variance", "_plans", "_policy",
-        "_quantile", "_slow", "_table", "_taken", "_timed_s", "_times", "_trunk_s", "_utility", "_weighed",
-        "confidence", "not_worth", "options", "points",
+        "_after", "_bounds_s", "_chain", "_clock", "_deadline_s", "_ends_at", "_expected", "_expected_s",
+        "_frequency_hz", "_kind", "_last", "_learned", "_level", "_limited", "_margin", "_names", "_next_deadline_s",
+        "_own_variance", "_plans", "_policy", "_quantile", "_slow", "_table", "_taken", "_timed_s", "_times",
+        "_utility", "_weighed", "confidence", "not_worth", "options", "points",
     )  # fmt: skip
 
     def __init__(
@@ -90,40 +88,39 @@ class Gate:
         self._names = Names(table)
         self.points = table.points
         self.options = self._names.options
-        self._table = table
-        utility = table.utility_of(utilities)
-        self._chain = chain_of(table, utility)
+        self._utility = table.utility_of(utilities)
+        self._kind = policy if isinstance(policy, str) else "optimal"
+        self._policy = policy if callable(policy) else None
         self._slow = SlowDown(table.shared_spread, table.noise_spread)
         self._quantile = AdaptiveQuantile(confidence)
-        self._margin = Margin(self._quantile.z, self._slow.variance)
-        self._after = POLICIES[policy if isinstance(policy, str) else "optimal"](self._chain, self._margin)
-        self._weighed: dict[int, list[OptionPlan]] = {}
-        plans = [plan_of(self._chain, number, after, self._margin) for number, after in enumerate(self._after)]
-        # Plain tuples, by number and by name: either costs one look-up.
-        self._plans = self._names.by_either(plan[:] for plan in plans)
-        self._policy = policy if callable(policy) else None
-        self.not_worth = tuple(name for name, worth in zip(table.points, self._chain.decided, strict=True) if not worth)
-        rows = table.first_option.tolist()
-        means_s = table.mean_s.tolist()
-        variances = [
-            (v + JITTER_S**2) / m**2 if m > 0.0 else 0.0
-            for m, v in zip(means_s, table.variance_s2.tolist(), strict=True)
-        ]
-        expected = zip(means_s, variances, strict=True)
-        self._expected = self._names.by_either(
-            (number, list(islice(expected, len(names)))) for number, names in enumerate(table.options)
-        )
-        self._utility = [utility[a:b].tolist() for a, b in pairwise(rows)]
-        self._bounds_s = bounds_s(self._chain)
-        self._trunk_s = self._chain.trunk_mean_s[0]
-        self._times = times_on(table, self._chain)
-        kept = followed(table, self._chain, lambda *_: 0)
-        self._own_variance = kept.variance_s2 / kept.mean_s**2 if kept.mean_s > 0.0 else 0.0
+        self._learned = option_times(table)
+        self._expected = self._names.by_either(enumerate(self._learned))
+        self._prepare(table)
         self._taken = [0] * len(table.points)
         self._frequency_hz = table.frequency_hz
         self._clock: Callable[[], float] = clock if clock is not None else _stopped
         self._last = 0
         self.begin()
+
+    def _prepare(self, table: Table) -> None:
+        self._table = table
+        self._chain = chain_of(table, self._utility)
+        self._margin = Margin(max(0.0, self._quantile.z), self._slow.variance)
+        self._after = POLICIES[self._kind](self._chain, self._margin)
+        self._weighed: dict[int, list[OptionPlan]] = {}
+        plans = [plan_of(self._chain, number, after, self._margin) for number, after in enumerate(self._after)]
+        # Plain tuples, by number and by name: either costs one look-up.
+        self._plans = self._names.by_either(plan[:] for plan in plans)
+        self.not_worth = tuple(name for name, worth in zip(table.points, self._chain.decided, strict=True) if not worth)
+        self._bounds_s = bounds_s(self._chain)
+        self._times = times_on(table, self._chain)
+        kept = followed(table, self._chain, lambda *_: 0)
+        self._own_variance = kept.variance_s2 / kept.mean_s**2 if kept.mean_s > 0.0 else 0.0
+        self._level = 1.0
+
+    def renew(self) -> None:
+        """Plan anew with options' times as learned; takes some ms, as making a gate: for a pause between inferences."""
+        self._prepare(relearned(self._table, self._learned))
 
     @property
     def deadline_s(self) -> float:
@@ -152,7 +149,7 @@ class Gate:
     @property
     def slowdown(self) -> float:
         """Actual over predicted time, as tracked."""
-        return self._slow.factor
+        return self._slow.factor * self._level
 
     @property
     def z(self) -> float:
@@ -164,10 +161,12 @@ class Gate:
         self._deadline_s = self._next_deadline_s
         self._ends_at = self._clock() + self._deadline_s
         self._limited = False
-        self._timed_s = 0.0
+        self._timed_s = self._expected_s = 0.0
 
     def spent(self, elapsed_s: float) -> None:
-        """Say that the inference began `elapsed_s` seconds ago."""
+        """Say that the inference began `elapsed_s` seconds ago; raises InputError where that is not finite."""
+        if not isfinite(elapsed_s):
+            raise InputError(f"the time spent must be finite, got {elapsed_s} s: give it in seconds")
         self._ends_at = self._clock() + self._deadline_s - elapsed_s
 
     def decide(self, point: int | str, observation: Observation | None = None) -> int:
@@ -203,7 +202,7 @@ class Gate:
         else:
             slow = self._slow
             margin = self._quantile.z * sqrt(own_variance + slow.variance)
-            left_s = (self._ends_at - self._clock()) / slow.factor
+            left_s = (self._ends_at - self._clock()) / (slow.factor * self._level)
             budget_s = left_s / (1.0 + margin) if margin >= 0.0 else left_s * (1.0 - margin)
             if observation is not None and observation.utilities is not None:
                 return self._weigh(number, budget_s, observation.utilities)
@@ -255,10 +254,12 @@ class Gate:
             number, expected = self._expected[point]
         except (KeyError, TypeError):
             self._names.refuse(point)
-        predicted_s, own_variance = expected[self._taken[number]]
-        if predicted_s > 0.0:
-            self._slow.update(actual_s, predicted_s, own_variance)
-            self._timed_s += predicted_s
+        time = expected[self._taken[number]]
+        expected_s = time.expected_s
+        if expected_s > 0.0:
+            time.learn(*self._slow.update(actual_s, expected_s, time.own_variance + time.jitter))
+            self._timed_s += time.predicted_s
+            self._expected_s += expected_s
 
     def finish(self, elapsed_s: float | None = None) -> bool:
         """End an inference: learn from whether it met its deadline, and from its whole time.
@@ -282,18 +283,20 @@ class Gate:
         """
         if elapsed_s is None:
             elapsed_s = self._clock() - self._ends_at + self._deadline_s
-        whole_s = self._trunk_s
+        whole_s = self._chain.trunk_mean_s[0]
         for times, option in zip(self._times, self._taken, strict=True):
             time_s, ends = times[option]
             whole_s += time_s
             if ends:
                 break
+        own_s = self._expected_s - self._timed_s
         if 2.0 * self._timed_s < whole_s:
-            self._slow.update(elapsed_s, whole_s, self._own_variance)
+            self._slow.update(elapsed_s, whole_s + own_s, self._own_variance)
+        self._level = 1.0 + own_s / whole_s
         if not 0.0 < elapsed_s < inf:
             raise InputError(f"an inference takes a positive and finite time, got {elapsed_s} s")
         missed = elapsed_s > self._deadline_s
-        least_s = self._slow.factor * (self._trunk_s + self._bounds_s[0][0])
+        least_s = self.slowdown * (self._chain.trunk_mean_s[0] + self._bounds_s[0][0])
         self._quantile.update(missed, self._limited, possible=least_s <= self._deadline_s)
         return not missed
 
@@ -318,7 +321,7 @@ class Gate:
         """
         number = self._names.number(point)
         least_s, most_s = self._bounds_s[number]
-        factor = self._slow.factor
+        factor = self.slowdown
         expectation_s = expected_s(self._chain, number, self._names.shares(rates or {}))
         return Remaining(factor * least_s, factor * most_s, factor * expectation_s)
 
@@ -363,14 +366,14 @@ class Gate:
         return self._planned(None, self._next_deadline_s)
 
     def _planned(self, start: int | None, left_s: float, forced: int | None = None) -> Planned:
-        slow = self._slow
+        slowdown, variance = self.slowdown, self._slow.variance
         ahead = copy(self)  # decides as this gate would, on a time of its own
         ahead._clock, ahead._policy, ahead._taken = _stopped, None, self._taken.copy()
 
         def choose(number: int, elapsed_s: float) -> int:
             if forced is not None and number == start:
                 return forced
-            ahead._ends_at = left_s - slow.factor * elapsed_s
+            ahead._ends_at = left_s - slowdown * elapsed_s
             return ahead.decide(number)
 
         path = followed(self._table, self._chain, choose, start, self._taken)
@@ -378,9 +381,9 @@ class Gate:
         taken = list(zip(numbers, path.options, strict=False))
         return Planned(
             tuple(self.options[number][option] for number, option in taken),
-            slow.factor * path.mean_s,
-            sum(self._utility[number][option] for number, option in taken),
-            probability_within(left_s / slow.factor, path.mean_s, path.variance_s2, slow.variance),
+            slowdown * path.mean_s,
+            float(sum(self._utility[self._table.first_option[number] + option] for number, option in taken)),
+            probability_within(left_s / slowdown, path.mean_s, path.variance_s2, variance),
         )
 
     def _asked(self, number: int, observation: Observation | None) -> int:

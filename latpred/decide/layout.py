@@ -98,12 +98,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
         )
     expected = header.get("payload_bytes")
     if len(payload) != expected:
-        raise ArtefactError(f"{path}: the table is cut short, {len(payload)} of {expected} bytes: compile again")
+        raise ArtefactError(f"{path}: a payload of {expected} bytes is needed, got {len(payload)}: compile again")
     if hashlib.sha256(payload).hexdigest() != header.get("sha256"):
         raise ArtefactError(f"{path}: the checksum of the numbers does not match, the file was altered: compile again")
     try:
         return header, {str(entry["name"]): _array(entry, payload) for entry in header["arrays"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path}: the directory of arrays is not as documented ({error}): compile again") from error
 
 
@@ -116,7 +116,7 @@ def _split(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], b
         raise ArtefactError(f"{path}: the table is cut short within its header: compile again")
     try:
         header = json.loads(data[_PREFIX.size : begin])
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ArtefactError(f"{path}: the header must be JSON ({error}): compile again") from error
     if not isinstance(header, dict):
         raise ArtefactError(f"{path}: the header must be a JSON object: compile again")
@@ -125,6 +125,6 @@ def _split(path: str | os.PathLike[str], data: bytes) -> tuple[dict[str, Any], b
 
 def _array(entry: Mapping[str, Any], payload: bytes) -> NDArray[Any]:
     dtype, shape, offset = entry["dtype"], entry["shape"], entry["offset"]
-    if dtype not in DTYPES or not isinstance(offset, int) or offset < 0:
-        raise ValueError(f"array {entry['name']!r} of dtype {dtype!r} at {offset!r}")
+    if dtype not in DTYPES or not all(type(size) is int and 0 <= size <= len(payload) for size in (*shape, offset)):
+        raise ValueError(f"array {entry['name']!r} of dtype {dtype!r} and shape {shape!r} at {offset!r}")
     return np.frombuffer(payload, np.dtype(dtype), prod(shape), offset).reshape(shape)

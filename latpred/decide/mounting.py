@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 
-from latpred.decide.appraisal import Appraiser, Decision, Estimated
+from latpred.decide.appraisal import Appraiser, Decision, Estimated, added
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
+from latpred.decide.identity import Identity
 from latpred.decide.options import Choice, work_share
 from latpred.decide.points import EXIT, Point
 from latpred.errors import InputError
 
 __all__ = ["DECIDE_S", "chosen", "costs_of", "in_order"]
 
-DECIDE_S = 1e-6  # one decision of a compiled table in CPython
+DECIDE_S = 6e-6  # decide and observe in CPython between pieces of a network, whose maps have filled the caches
 ALLOWANCE = 0.1  # of the latency
 SMALLEST_S = 1e-9
 EXIT_MARKS = (0.25, 0.5, 0.75)  # exits are mounted where about so much of the latency is behind
@@ -69,11 +71,14 @@ def in_order(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
     return tuple(ordered)
 
 
-def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, complete: Collection[str] = ()) -> Costs:
+def costs_of(
+    appraiser: Appraiser, mounted: Sequence[Decision], identity: Identity, complete: Collection[str] = ()
+) -> Costs:
     """The chain as it would run: every trunk piece between mounted points, and every option, as predicted.
 
     Options that never pay are left out, save at points named in `complete`. What an option is worth is the share of
-    the network's work that it does, until measured accuracies replace it.
+    the network's work that it does, until measured accuracies replace it. A point's gate network runs before anything
+    is decided: it counts with what lies before the point.
 
     Raises
     ------
@@ -100,16 +105,15 @@ def costs_of(appraiser: Appraiser, mounted: Sequence[Decision], model: str, comp
             if option.level == KEEP or option.break_even_rate is not None or one.name in complete
         ]
         worth = [-left_out if option.level == EXIT else _worth(option, region_s / total_s) for option in options]
-        points.append(PointCosts(one.name, trunk[number], tuple(map(_costs, options, worth))))
-    predictor = appraiser.pricer.predictor
+        before = added(trunk[number], Duration(one.gate_s))
+        points.append(PointCosts(one.name, before, tuple(map(partial(_costs, one.gate_s), options, worth))))
     return Costs(
-        model,
-        predictor.device,
+        *identity,
         tuple(points),
         trunk[-1],
         appraiser.whole.shared_spread,
         decide_s=DECIDE_S,
-        frequency_hz=predictor.estimator.device.frequency_hz,
+        frequency_hz=appraiser.pricer.predictor.estimator.device.frequency_hz,
     )
 
 
@@ -128,16 +132,22 @@ def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: fl
 
 
 def _shared_out(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
-    """The same with more time, in equal parts, on the pieces that there are."""
-    there = [number for number, one in enumerate(trunk) if one.mean_s > 0.0] or [len(trunk) - 1]
-    return [
-        Duration(max(0.0, one.mean_s + more_s / len(there)), one.variance_s2) if number in there else one
-        for number, one in enumerate(trunk)
-    ]
+    """The same with more time, an equal part before each point, so that an exit leaves the later ones out.
+
+    Less time, where a piece is too short for it, comes off the next one.
+    """
+    parts_s = [more_s / (len(trunk) - 1)] * (len(trunk) - 1) + [0.0]
+    left_s = 0.0
+    shared = []
+    for piece, part_s in zip(trunk, parts_s, strict=True):
+        wanted_s = piece.mean_s + part_s + left_s
+        left_s = min(0.0, wanted_s)
+        shared.append(Duration(wanted_s - left_s, piece.variance_s2))
+    return shared
 
 
-def _costs(option: Estimated, utility: float) -> OptionCosts:
-    time = Duration(option.time.mean_s, option.time.variance_s2)
+def _costs(gate_s: float, option: Estimated, utility: float) -> OptionCosts:
+    time = Duration(max(0.0, option.time.mean_s - gate_s), option.time.variance_s2)
     ends = option.level == EXIT
     return OptionCosts(option.name, option.level, time, utility, ends, option.switch_s, option.peak_bytes)
 

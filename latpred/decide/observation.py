@@ -20,13 +20,15 @@ class Observation:
     features : mapping of str to number or array
         Summaries of feature maps: pooled means, share of zeros.
     latency_s : float or None
-        Time since the inference began.
+        Time since the inference began, in s.
     predicted_s : float or None
-        What had been predicted for that.
+        What had been predicted for that, in s.
     resident_bytes : int or None
+        Memory that the process holds, in B.
     clock_hz : float or None
+        Of the processor, in Hz.
     sensors : mapping of str to float
-        Temperature, power, whatever the caller reads.
+        Temperature, power, whatever the caller reads; the unit belongs in the name.
     utilities : sequence of float or None
         What each of the point's options is worth for this very input, as a gate network says; the built-in policies
         take them in the place of the gate's own, which later points keep.
@@ -47,4 +49,5 @@ class Observation:
     utilities: Sequence[float] | None = None
 
 
-Policy = Callable[[Observation], int | str]  # -> index or name of an option
+Policy = Callable[[Observation], int | str]
+"""Index or name of the option to take at `Observation.point`."""

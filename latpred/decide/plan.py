@@ -15,14 +15,14 @@ from latpred.decide.appraisal import GATES, Appraiser, Decision, Estimated, brea
 from latpred.decide.chain import chain_of
 from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
 from latpred.decide.declared import Declared, gate_of, point_of
-from latpred.decide.forecast import Remaining, bounds_s, expected_s
+from latpred.decide.forecast import Remaining, bounds_s, expected_s, probability_within
+from latpred.decide.identity import Identity, Shapes, identity_of, paired
 from latpred.decide.mounting import DECIDE_S, chosen, costs_of, in_order
 from latpred.decide.names import Names, Rates
 from latpred.decide.points import Grid, points
 from latpred.decide.pricing import Price, priced
 from latpred.decide.table import Table, compile_table
 from latpred.errors import InputError
-from latpred.fingerprint import fingerprint
 from latpred.graph import read
 from latpred.kernels.blocked import channel_block
 from latpred.predictor import Model, Predictor, name_of
@@ -44,19 +44,21 @@ class Plan:
     Attributes
     ----------
     model, device : str
-        Names, as a prediction has them.
+        Names, as a prediction has them; `costs` has what tells models and devices apart.
     latency_s : float
-        Of the network as it is.
+        Of the network as it is, in s.
+    spread : float
+        Relative standard deviation of its error.
     peak_bytes : int
-        Its activations that live at once, and its weights.
+        Its activations that live at once, and its weights, in B.
     cycle_bytes : int
-        What passes from one inference to the next: pieces are predicted as they run among all others.
+        Bytes that pass from one inference to the next: pieces are predicted as they run among all others.
     interval : float
-        Share of cases that intervals shall cover.
+        Share of cases that the intervals of savings shall cover.
     decisions : tuple of Decision
-        All points that were found, overlapping ones too.
+        All points that were found, overlapping ones too; ``plan[name]`` is one of them.
     mounted : tuple of str
-        Names of those that a table is made of, as an inference meets them.
+        Names of those that a table is made of, in the order in which an inference meets them.
     costs : Costs or None
         The chain that the mounted ones make of the network; None where no point pays.
     """
@@ -64,6 +66,7 @@ class Plan:
     model: str
     device: str
     latency_s: float
+    spread: float
     peak_bytes: int
     cycle_bytes: int
     interval: float
@@ -78,6 +81,10 @@ class Plan:
                 return decision
         known = ", ".join(decision.name for decision in self.decisions)
         raise InputError(f"the plan has the points {known or 'of none'}, got {name!r}: take one of these")
+
+    def probability(self, deadline_s: float) -> float:
+        """Chance that the network as it is, without any point, meets a deadline in s."""
+        return probability_within(deadline_s, self.latency_s, 0.0, self.spread**2)
 
     def compile(self) -> Table:
         """The table that gates decide by.
@@ -142,7 +149,7 @@ def plan(
     predictor: Predictor,
     model: Model | Sequence[Model],
     dims: Mapping[str, int] | None = None,
-    shapes: Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]] | None] | None = None,
+    shapes: Shapes | Sequence[Shapes | None] | None = None,
     gate: str = "pooled",
     grid: Grid | None = None,
     declared: Sequence[Declared] = (),
@@ -154,21 +161,28 @@ def plan(
     Parameters
     ----------
     predictor : Predictor
+        Of the device that the network will run on.
     model : path, bytes or ModelProto, or a sequence of them
-        Of several, the only decision is which of them runs.
-    dims, shapes : mappings, optional
-        As `Predictor.predict` takes them; for several models, `shapes` may be one mapping each, such as resolutions.
+        Weights are not needed. Of several, the only decision is which of them runs; the first one is kept.
+    dims : mapping of str to int, optional
+        Symbolic dimension -> size.
+    shapes : mapping of str to sequence of int, optional
+        Input -> shape; for several models it may be a sequence of one mapping each, such as resolutions.
     gate : str
         ``pooled``: at each point the tensor's positions are averaged, and a linear map scores the options. ``none``:
         nothing looks at the tensor; time alone decides.
     grid : Grid, optional
-        Which options are looked at.
+        Which options are looked at; without it, those of all levels.
     declared : sequence of Declared
         Points by hand; they are mounted before any that was found.
     mount : sequence of str, optional
-        Names of the points to mount; without it, those that save most without overlapping.
+        Names of the points to mount; without it, those that save most for what they cost, without overlapping.
     interval : float
         Share of cases that intervals shall cover.
+
+    Returns
+    -------
+    Plan
 
     Raises
     ------
@@ -177,17 +191,43 @@ def plan(
         is unknown or overlaps another.
     ValueError
         When `interval` is not between 0 and 1.
+
+    Examples
+    --------
+    A stem and a block of 1x1 convolutions, 64 -> 512 -> 64 channels, of which the block may be left out.
+
+    >>> import numpy as np
+    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> import latpred
+    >>> x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64, 56, 56]) for name in "xy")
+    >>> sizes = {"stem": (64, 64), "up": (512, 64), "down": (64, 512)}
+    >>> weights = [numpy_helper.from_array(np.ones((*size, 1, 1), np.float32), name) for name, size in sizes.items()]
+    >>> nodes = [
+    ...     helper.make_node("Conv", ["x", "stem"], ["s"], "/stem/Conv"),
+    ...     helper.make_node("Conv", ["s", "up"], ["h"], "/block/up/Conv"),
+    ...     helper.make_node("Conv", ["h", "down"], ["y"], "/block/down/Conv"),
+    ... ]
+    >>> opset = helper.make_opsetid("", 17)
+    >>> model = helper.make_model(helper.make_graph(nodes, "toy", [x], [y], weights), opset_imports=[opset])
+    >>> found = plan(latpred.load("raspberry-pi-4"), model, mount=["block"])
+    >>> [decision.name for decision in found.decisions]
+    ['stem .. block.down', 'stem', 'block', 'block.up', 'block.down']
+    >>> skip = found["block"].options[1]
+    >>> skip.name, round(skip.saved_s / found.latency_s, 1), round(skip.break_even_rate, 2)
+    ('skip', 0.9, 0.05)
+    >>> gate = found.compile().gate(deadline_s=found.latency_s / 2, confidence=0.9)
+    >>> gate.options["block"][gate.decide("block")]
+    'skip'
     """
     if not 0 < interval < 1:
         raise ValueError(f"interval must lie between 0 and 1; got {interval}")
     if gate not in GATES:
         raise InputError(f"gate must be one of {', '.join(GATES)}, got {gate!r}: declare a point to give it a network")
-    if isinstance(model, Sequence) and not isinstance(model, str | bytes):
-        return _among(predictor, model, dims, shapes, interval)
-    if shapes is not None and not isinstance(shapes, Mapping):
-        raise InputError(f"shapes of one model are a mapping of inputs, got {len(shapes)}: give one, or several models")
-    source = load(model)
-    light = tidied(source, dims, shapes, large_values=False)
+    (only, bound), *others = pairs = paired(model, shapes)
+    if others:
+        return _among(predictor, pairs, dims, identity_of(predictor, model, dims, shapes), interval)
+    source = load(only)
+    light = tidied(source, dims, bound, large_values=False)
     wiring = wired(light)
     places = cuts(wiring)
     appraiser = Appraiser(light, places, predictor, gate, interval)
@@ -205,37 +245,32 @@ def plan(
     else:
         _unique(mount)
         mounted = in_order([_named(decisions, name) for name in mount])
-    key = fingerprint(source, dims, shapes).hex()
+    identity = identity_of(predictor, source, dims, bound)
     return Plan(
-        name_of(model),
+        name_of(only),
         predictor.device,
         latency_s,
+        appraiser.whole.spread,
         appraiser.whole.peak_bytes,
         appraiser.whole.cycle_bytes,
         interval,
         decisions,
         tuple(one.name for one in mounted),
-        costs_of(appraiser, mounted, key, {*taken, *(mount or ())}) if mounted else None,
+        costs_of(appraiser, mounted, identity, {*taken, *(mount or ())}) if mounted else None,
     )
 
 
 def _among(
     predictor: Predictor,
-    models: Sequence[Model],
+    pairs: Sequence[tuple[Model, Shapes | None]],
     dims: Mapping[str, int] | None,
-    shapes: Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]] | None] | None,
+    identity: Identity,
     interval: float,
 ) -> Plan:
     """The choice among several models, or several shapes of one; the first is kept."""
-    listed = [shapes] * len(models) if shapes is None or isinstance(shapes, Mapping) else list(shapes)
-    if len(models) < 2 or len(listed) != len(models):
-        raise InputError(
-            f"a choice needs two models or more, and shapes of each, got {len(models)} and {len(listed)}: name them all"
-        )
-    light = [tidied(load(one), dims, own, large_values=False) for one, own in zip(models, listed, strict=True)]
-    graphs = [read(one, trusted=True) for one in light]
-    prices = priced(predictor, graphs)
-    names = _own_names([name_of(one) for one in models], listed)
+    light = [tidied(load(one), dims, own, large_values=False) for one, own in pairs]
+    prices = priced(predictor, [read(one, trusted=True) for one in light])
+    names = _own_names([name_of(one) for one, _ in pairs], [own for _, own in pairs])
     first = prices[0]
     multiple = NormalDist().inv_cdf((1 + interval) / 2)
     options = tuple(_whole(name, price, first, multiple) for name, price in zip(names, prices, strict=True))
@@ -244,22 +279,20 @@ def _among(
         OptionCosts(one.name, one.level, one.time, one.time.mean_s / most_s, peak_bytes=one.peak_bytes)
         for one in options
     ]
-    key = fingerprint(models[0], dims, listed[0])
-    for one, own in zip(models[1:], listed[1:], strict=True):
-        key = bytes(a ^ b for a, b in zip(key, fingerprint(one, dims, own), strict=True))
     point = PointCosts("model", Duration(0.0), tuple(costs))
     clock_hz = predictor.estimator.device.frequency_hz
     shared = max(price.shared_spread for price in prices)
     return Plan(
-        ", ".join(dict.fromkeys(name_of(one) for one in models)),
+        ", ".join(dict.fromkeys(name_of(one) for one, _ in pairs)),
         predictor.device,
         first.time.mean_s,
+        first.spread,
         first.peak_bytes,
         first.cycle_bytes,
         interval,
         (Decision("model", None, options, 0.0, 0.0),),
         ("model",),
-        Costs(key.hex(), predictor.device, (point,), Duration(0.0), shared, decide_s=DECIDE_S, frequency_hz=clock_hz),
+        Costs(*identity, (point,), Duration(0.0), shared, decide_s=DECIDE_S, frequency_hz=clock_hz),
     )
 
 
@@ -274,7 +307,7 @@ def _whole(name: str, price: Price, first: Price, multiple: float) -> Estimated:
     )
 
 
-def _own_names(names: Sequence[str], shapes: Sequence[Mapping[str, Sequence[int]] | None]) -> Iterator[str]:
+def _own_names(names: Sequence[str], shapes: Sequence[Shapes | None]) -> Iterator[str]:
     for number, (name, own) in enumerate(zip(names, shapes, strict=True)):
         if names.count(name) == 1:
             yield name

@@ -48,18 +48,40 @@ class Grid:
     Attributes
     ----------
     levels : tuple of str
+        Of ``exit``, ``skip``, ``channels``, ``patches``, ``int8``.
     keep_ratios : tuple of float
-        Shares of inner channels that stay.
+        Shares of inner channels that stay, above 0 and up to 1.
     rates : tuple of float
-        Shares of patches that are computed.
+        Shares of patches that are computed, above 0 and up to 1.
     granularity : int or None
         Positions along each side of a patch; None takes a quarter of the map's shorter side, at least 4.
+
+    Raises
+    ------
+    InputError
+        When a level is unknown, a share is out of range, or the granularity is below 1.
+
+    Examples
+    --------
+    >>> Grid(levels=("channels",), keep_ratios=(0.5,)).rates
+    (0.25, 0.5, 0.75)
     """
 
     levels: tuple[str, ...] = (EXIT, *REGION_LEVELS)
     keep_ratios: tuple[float, ...] = (0.5, 0.75)
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
     granularity: int | None = None
+
+    def __post_init__(self) -> None:
+        known = (EXIT, *REGION_LEVELS)
+        unknown = [level for level in self.levels if level not in known]
+        if unknown:
+            raise InputError(f"levels must be of {', '.join(known)}, got {', '.join(map(repr, unknown))}: name these")
+        for what, shares in (("keep_ratios", self.keep_ratios), ("rates", self.rates)):
+            if not all(0.0 < share <= 1.0 for share in shares):
+                raise InputError(f"{what} must lie above 0 and not above 1, got {shares}: 0.5 is a half")
+        if self.granularity is not None and self.granularity < 1:
+            raise InputError(f"a patch has at least 1 position a side, got {self.granularity}: give one, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +143,6 @@ def points(
     ------
     SurgeryError
         Where the model was not tidied, or cannot be cut.
-    InputError
-        Where a level, a share or a granularity of the grid is none.
 
     Examples
     --------
@@ -139,9 +159,6 @@ def points(
     [('block', ('skip', 'channels', 'patches', 'int8')), ('block.up', ('int8',)), ('block.down', ('int8',))]
     """  # noqa: E501
     grid = grid or Grid()
-    odd = [level for level in grid.levels if level not in (EXIT, *REGION_LEVELS)]
-    if odd:
-        raise InputError(f"levels are {', '.join((EXIT, *REGION_LEVELS))}, got {', '.join(map(repr, odd))}: name these")
     wiring = wired(model)
     places = cuts(wiring) if places is None else places
     found = [*_regions(wiring, places, grid, block), *(_exits(wiring, places) if EXIT in grid.levels else ())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -43,6 +44,12 @@ class Price:
     peak_bytes: int = 0
     weight_bytes: int = 0
     cycle_bytes: int = 0
+
+    @property
+    def spread(self) -> float:
+        """Relative standard deviation of all of its error."""
+        own_s2 = self.time.variance_s2
+        return sqrt(own_s2 / self.time.mean_s**2 + self.shared_spread**2) if own_s2 else self.shared_spread
 
 
 NOTHING = Price(Duration(0.0))

@@ -49,7 +49,7 @@ class SlowDown:
     --------
     >>> slow = SlowDown(shared_spread=0.03, noise_spread=0.02)
     >>> for _ in range(10):
-    ...     slow.update(0.0015, 0.0010)
+    ...     _ = slow.update(0.0015, 0.0010)
     >>> round(slow.factor, 2)
     1.5
     """
@@ -64,7 +64,7 @@ class SlowDown:
         self.factor = 1.0
         self.variance = expm1(self._uncertainty + self._noise)
 
-    def update(self, actual_s: float, predicted_s: float, own_variance: float = 0.0) -> None:
+    def update(self, actual_s: float, predicted_s: float, own_variance: float = 0.0) -> tuple[float, float]:
         """Take one timed piece into account.
 
         Parameters
@@ -73,6 +73,11 @@ class SlowDown:
             Both positive, in s.
         own_variance
             Relative variance of the piece's own error.
+
+        Returns
+        -------
+        innovation, variance : float
+            As far as it counted: how much longer than expected the piece took, in log, and how much it could have.
 
         Raises
         ------
@@ -102,6 +107,7 @@ class SlowDown:
         self._uncertainty = uncertainty = (1.0 - gain) * uncertainty
         self.factor = exp(self._estimate)
         self.variance = expm1(uncertainty + self._noise)
+        return limited, total
 
     def rescale(self, ratio: float) -> None:
         """Expect all times to be `ratio` times what they were, as after a change of clock."""

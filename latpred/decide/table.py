@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latpred.decide import layout
-from latpred.decide.costs import LEVELS, Costs
+from latpred.decide.costs import LEVELS, Costs, Duration, OptionCosts, PointCosts
 from latpred.errors import ArtefactError, InputError
 
 if TYPE_CHECKING:
@@ -50,29 +52,33 @@ class Table:
     Attributes
     ----------
     model, device : str
-        Fingerprint of the model, name of the device.
+        What it is of, as `latpred.identity_of` says it: fingerprint; name, processor, runtime, threads.
     points : tuple of str
+        Names, in the order in which an inference meets them.
     options : tuple of tuple of str
-        Names, point by point.
+        Names, point by point; `keep` comes first.
     first_option : ndarray of uint32, shape (points + 1,)
         Options of point ``i`` lie from ``first_option[i]`` to ``first_option[i + 1]`` in the arrays of options.
     mean_s, variance_s2 : ndarray of float64, shape (options,)
-        What an option takes, in s, and the variance of its own error.
+        What an option takes, in s, and the variance of its own error, in s^2.
     utility : ndarray of float64, shape (options,)
+        What it is worth where nothing else is said.
     switch_s : ndarray of float64, shape (options,)
+        Added where the point's last inference took another option, in s.
     peak_bytes : ndarray of uint64, shape (options,)
+        Memory of what runs at the point, in B.
     level : ndarray of uint8, shape (options,)
         Index in `latpred.decide.costs.LEVELS`.
     ends : ndarray of uint8, shape (options,)
         1 where nothing runs after the option.
     trunk_mean_s, trunk_variance_s2 : ndarray of float64, shape (points + 1,)
-        The trunk before each point; the last one is the trunk behind the last point.
+        The trunk before each point, in s and s^2; the last one is the trunk behind the last point.
     shared_spread, noise_spread : float
         Relative standard deviations: of the error that all pieces share, of one run against another.
     decide_s : float
-        What one decision costs.
+        What one decision costs, in s.
     frequency_hz : float
-        Clock that the times are of; 0 where unknown.
+        Clock that the times are of, in Hz; 0 where unknown.
     """
 
     model: str
@@ -102,6 +108,41 @@ class Table:
     def nbytes(self) -> int:
         """Bytes of all arrays together."""
         return sum(int(getattr(self, name).nbytes) for name in COLUMNS)
+
+    def costs(self) -> Costs:
+        """What the table was compiled from.
+
+        Raises
+        ------
+        InputError
+            When a number or a name cannot be of a plan, as in a file that another program wrote.
+        """
+        rows = zip(
+            [name for names in self.options for name in names],
+            [LEVELS[level] if level < len(LEVELS) else f"number {level}" for level in self.level.tolist()],
+            map(Duration, self.mean_s.tolist(), self.variance_s2.tolist()),
+            self.utility.tolist(),
+            self.ends.astype(bool).tolist(),
+            self.switch_s.tolist(),
+            self.peak_bytes.tolist(),
+            strict=True,
+        )
+        options = [OptionCosts(*row) for row in rows]
+        trunk = [*map(Duration, self.trunk_mean_s.tolist(), self.trunk_variance_s2.tolist())]
+        first = self.first_option.tolist()
+        return Costs(
+            self.model,
+            self.device,
+            tuple(
+                PointCosts(point, trunk[number], tuple(options[first[number] : first[number + 1]]))
+                for number, point in enumerate(self.points)
+            ),
+            trunk[-1],
+            self.shared_spread,
+            self.noise_spread,
+            self.decide_s,
+            self.frequency_hz or None,
+        )
 
     def utilities(self) -> dict[str, dict[str, float]]:
         """What each option is worth when nothing else is said: point -> option -> utility; made to be edited."""
@@ -138,7 +179,7 @@ class Table:
             _same_names("option", f"point {point!r}", names, given)
             for name in names:
                 value = given[name]
-                if isinstance(value, str) or not np.isfinite(value):
+                if not (isinstance(value, Real) and abs(value) <= sys.float_info.max):
                     raise InputError(f"the utility of {point!r}, {name!r} must be a finite number, got {value!r}")
                 values.append(float(value))
         return np.array(values)
@@ -158,7 +199,7 @@ class Table:
         Parameters
         ----------
         deadline_s
-            From the beginning of an inference to its end.
+            From the beginning of an inference to its end, in s.
         confidence
             Share of the inferences that shall meet the deadline, between 0 and 1.
         utilities
@@ -169,7 +210,7 @@ class Table:
         clock
             Seconds, never going back; None where only `Gate.spent` moves time.
         model, device
-            Where given, the table must be of these.
+            Where given, the table must be of these: `latpred.identity_of` makes both.
 
         Raises
         ------
@@ -213,12 +254,13 @@ class Table:
         path
             What `save` wrote.
         model, device
-            Where given, the table must be of these.
+            Where given, the table must be of these: ``Table.load(path, *latpred.identity_of(predictor, model))``.
 
         Raises
         ------
         ArtefactError
-            When the file is no table, of another schema, model or device, cut short, or fails its checksum.
+            When the file is no table, of another schema, model or device, cut short, fails its checksum, or holds
+            numbers that no plan has.
         """
         header, arrays = layout.read(path)
         try:
@@ -230,8 +272,11 @@ class Table:
             columns: dict[str, Any] = {name: arrays[name] for name in COLUMNS}
             numbers: dict[str, Any] = {name: float(arrays[name]) for name in NUMBERS}
             table = cls(str(header["model"]), str(header["device"]), points, options, **columns, **numbers)
+            table.costs()
         except (KeyError, TypeError, ValueError) as error:
             raise ArtefactError(f"{path}: names and arrays do not fit each other ({error}): compile again") from error
+        except InputError as error:
+            raise ArtefactError(f"{path}: {error}, then compile again") from error
         table.require(model, device)
         return table
 

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from latpred.errors import InputError
 from latpred.report.tables import bytes_text, milliseconds, table
 
 if TYPE_CHECKING:
     from latpred.decide.plan import Plan
-    from latpred.decide.table import Utilities
+    from latpred.decide.table import Table, Utilities
 
 __all__ = ["answer", "decide_text", "gates_text", "load_utilities"]
 
@@ -62,22 +64,32 @@ def gates_text(plan: Plan) -> str:
 def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilities | None) -> dict[str, Any]:
     """What a gate would do were all times as predicted; JSON-ready, latencies in ms.
 
+    Its `utilities` are a file for the next question: point -> option -> what it is worth, to be edited.
+
     Raises
     ------
     InputError
         Where the deadline, the confidence or the utilities cannot be used.
     """
-    common = {
+    common: dict[str, Any] = {
         "model": plan.model,
         "device": plan.device,
-        "latency_ms": plan.latency_s * 1e3,
         "deadline_ms": deadline_s * 1e3,
         "confidence": confidence,
+        "as_it_is": {"latency_ms": plan.latency_s * 1e3, "probability": plan.probability(deadline_s)},
     }
     if plan.costs is None:
+        if utilities:
+            raise InputError(
+                f"utilities must be of points that pay, and none of {plan.model} does on {plan.device}, got "
+                f"{', '.join(map(repr, utilities))}: leave them out"
+            )
         return {**common, "worth_deciding": False, "points": []}
     compiled = plan.compile()
     gate = compiled.gate(deadline_s, confidence, utilities)
+    common["utilities"] = utilities or compiled.utilities()
+    if plan.probability(deadline_s) >= confidence and _keeps_best(compiled, utilities):
+        return {**common, "worth_deciding": False, "points": []}
     planned = gate.planned()
     remaining = plan.remaining()
     points = []
@@ -103,14 +115,23 @@ def answer(plan: Plan, deadline_s: float, confidence: float, utilities: Utilitie
     }
 
 
+def _keeps_best(compiled: Table, utilities: Utilities | None) -> bool:
+    """Whether no option is worth more than what the network does as it is."""
+    worth = np.split(compiled.utility_of(utilities), compiled.first_option[1:-1])
+    return all(float(options[0]) >= float(options.max()) for options in worth)
+
+
 def decide_text(given: dict[str, Any]) -> str:
     """The same for a person."""
     lines = [
-        f"{given['model']} on {given['device']}: {milliseconds(given['latency_ms'] / 1e3)} ms as it is",
+        f"{given['model']} on {given['device']}: {milliseconds(given['as_it_is']['latency_ms'] / 1e3)} ms as it is, in "
+        f"time with probability {given['as_it_is']['probability']:.3f}",
     ]
     wanted = f"deadline {milliseconds(given['deadline_ms'] / 1e3)} ms at {given['confidence']:.4g}"
     if not given["worth_deciding"]:
-        return "\n".join([*lines, f"{wanted}: not worth deciding, no option pays for its point"])
+        enough = given["as_it_is"]["probability"] >= given["confidence"]
+        why = "run the network as it is" if enough else "no option pays for its point"
+        return "\n".join([*lines, f"{wanted}: not worth deciding, {why}"])
     lines.append(
         f"{wanted}: planned {milliseconds(given['planned_ms'] / 1e3)} ms, utility {given['utility']:.3f}; met with "
         f"probability {given['probability']:.3f} if nothing is corrected on the way"
@@ -139,7 +160,7 @@ def load_utilities(path: str | os.PathLike[str]) -> Utilities:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: a file of utilities is needed, and it cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: utilities must be JSON ({error}): write point -> option -> number") from error
     if not isinstance(given, dict) or not all(isinstance(row, dict) for row in given.values()):
         raise InputError(f"{path}: utilities must be an object of objects: write point -> option -> number")

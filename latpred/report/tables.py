@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -191,12 +192,14 @@ def remarks_table(detection: Detection, node: str) -> str:
 
 
 def device_table(device: Device) -> str:
-    """Peak by dtype (theoretical beside it where the processor tells), and the three levels of memory."""
+    """Peak by dtype (theoretical beside it where the processor tells), launches, and the three levels of memory."""
     theoretical = device.theoretical_flops
+    longest_start_s = device.start_s(inf, inf)
     lines = [
         f"{device.name}: {device.processor}",
         f"{device.cores} cores, {device.threads} thread(s) used, {device.frequency_hz / 1e9:.2f} GHz, "
-        f"dispatch {device.dispatch_s * 1e6:.2f} us, {device.source}",
+        f"dispatch {device.dispatch_s * 1e6:.2f} us, start of an idle graph up to {longest_start_s * 1e6:.1f} us, "
+        f"{device.source}",
         "",
         table(
             (
