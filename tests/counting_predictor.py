@@ -42,9 +42,11 @@ class CountingPredictor:
             rules = rules.revised({"conv-nchwc": replace(rules.rule("conv-nchwc"), holds=False)})
         self.estimator = SimpleNamespace(device=DEVICE, calibration=Calibration(), rules=rules)
         self.asked: list[Graph] = []
+        self.batches = 0
 
     def predict_graphs(self, graphs: Sequence[Graph], **_: Any) -> list[Prediction]:
         self.asked += graphs
+        self.batches += 1
         latencies_s = [RUN_S + MAC_S * macs(graph) for graph in graphs]
         return [Prediction("model", self.device, each_s, (each_s, each_s), 0.9, 1.0, ()) for each_s in latencies_s]
 

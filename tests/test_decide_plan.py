@@ -18,7 +18,7 @@ from synthetic import DEVICE
 import latpred
 from latpred.decide.declared import Declared
 from latpred.decide.identity import identity_of
-from latpred.decide.options import altered
+from latpred.decide.options import Choice, altered
 from latpred.decide.plan import Plan, plan
 from latpred.decide.points import Grid, points
 from latpred.errors import InputError, SurgeryError
@@ -104,6 +104,22 @@ def test_equal_pieces_are_predicted_once() -> None:
     plan(many, residual_network(12), mount=["layer.1"])  # type: ignore[arg-type]
     between = len(many.asked) - len(few.asked)
     assert between <= 1 + 1  # the whole network is another one; so may be what is behind the mounted point
+
+
+def test_equal_regions_are_rewritten_once_and_predicted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Choice] = []
+
+    def counted(region: onnx.ModelProto, choice: Choice) -> onnx.ModelProto | None:
+        written.append(choice)
+        return altered(region, choice)
+
+    monkeypatch.setattr("latpred.decide.appraisal.altered", counted)
+    predictor = CountingPredictor()
+    found = plan(predictor, residual_network(12), grid=Grid(levels=("skip", "channels", "int8")))  # type: ignore[arg-type]
+    assert sum(decision.name.startswith("layer.") for decision in found.decisions) >= 12
+    # Blocks, the first with the stem before it, and the ends: each rewritten once a choice.
+    assert len(written) <= 3 * 4
+    assert predictor.batches <= 3  # the whole, what points need, the chain
 
 
 def test_the_table_is_the_chain_that_runs() -> None:

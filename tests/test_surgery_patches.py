@@ -169,6 +169,12 @@ def test_refusals(reason: str) -> None:
         computed_on(piece, 4, 1)
 
 
+def test_a_tensor_of_the_name_that_patches_have_is_refused() -> None:
+    nodes = [helper.make_node("Conv", [ACTIVE_PATCHES, "w"], ["y"], "c")]
+    ends = [info(ACTIVE_PATCHES, [1, 4, 8, 8])], [info("y", [1, 4, 8, 8])]
+    assert "already" in (can_patch(tidied(model_of(nodes, *ends, [drawn("w", 4, 4, 1, 1)]))) or "")
+
+
 def test_a_stride_on_a_single_position_is_refused() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], "c", pads=[1] * 4, strides=[2, 2])]
     ends = [info("x", [1, 4, 1, 1])], [info("y", [1, 4, 1, 1])]

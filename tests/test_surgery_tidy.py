@@ -177,6 +177,15 @@ def test_branches_are_contiguous_and_late() -> None:
     assert op_types(tidy) == ["Relu", "Exp", "Neg", "Abs", "Add"]
 
 
+def test_large_constants_are_computed_only_where_they_are_wanted() -> None:
+    nodes = [helper.make_node("Expand", ["one", "shape"], ["big"]), helper.make_node("Add", ["x", "big"], ["y"])]
+    weights = [stored("one", 1), stored("shape", [70, 70], np.int64)]
+    model = model_of(nodes, [info("x", [70, 70])], [info("y", [70, 70])], weights)
+    (whole,), (light,) = (tidied(model, large_values=wanted).graph.initializer for wanted in (True, False))
+    assert list(whole.dims) == list(light.dims) == [70, 70]
+    assert whole.raw_data and not light.raw_data
+
+
 def test_external_data_beside_the_file_are_read(tmp_path: Path) -> None:
     model = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [info("x", [1, 40])], [info("y", [1, 40])],
                      [drawn("w", 40, 40)])  # fmt: skip

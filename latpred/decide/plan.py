@@ -227,7 +227,7 @@ def plan(
     if others:
         return _among(predictor, pairs, dims, identity_of(predictor, model, dims, shapes), interval)
     source = load(only)
-    light = tidied(source, dims, bound)
+    light = tidied(source, dims, bound, large_values=False)
     wiring = wired(light)
     places = cuts(wiring)
     appraiser = Appraiser(light, places, predictor, gate, interval)
@@ -268,7 +268,8 @@ def _among(
     interval: float,
 ) -> Plan:
     """The choice among several models, or several shapes of one; the first is kept."""
-    prices = priced(predictor, [read(tidied(load(one), dims, own), trusted=True) for one, own in pairs])
+    light = [tidied(load(one), dims, own, large_values=False) for one, own in pairs]
+    prices = priced(predictor, [read(one, trusted=True) for one in light])
     names = _own_names([name_of(one) for one, _ in pairs], [own for _, own in pairs])
     first = prices[0]
     multiple = NormalDist().inv_cdf((1 + interval) / 2)

@@ -12,7 +12,7 @@ from latpred.graph import Graph
 from latpred.reading.nodes import names_read
 from latpred.surgery.weights import bare, has_data
 from latpred.surgery.wiring import declared
-from latpred.tensors import DTYPE_CODES
+from latpred.tensors import DTYPE_CODES, VALUE_LIMIT
 
 __all__ = ["folded"]
 
@@ -21,7 +21,11 @@ LEFT_ALONE = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
 
 def folded(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], graph: Graph, stored: Mapping[str, TensorProto]
+    model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    graph: Graph,
+    stored: Mapping[str, TensorProto],
+    large_values: bool = True,
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     """The nodes that hang on an input, and the constants that the others make for them.
 
@@ -35,6 +39,8 @@ def folded(
         The same, read.
     stored : mapping of str to TensorProto
         Initializers; where their data are missing, so are those of what is computed from them.
+    large_values : bool
+        Whether constants of more elements than may steer a shape are computed; else they have dims only.
 
     Raises
     ------
@@ -60,6 +66,8 @@ def folded(
         if name and (value := graph.tensors[name].value) is not None
     }
     without_data = _without_data(constant, stored, known)
+    if not large_values:
+        without_data.update(name for name in made if graph.tensors[name].spec.elements > VALUE_LIMIT)
     large = [name for name in made if name not in known and name not in without_data]
     constants = [known[name] for name in made if name in known]
     constants += [

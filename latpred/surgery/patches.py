@@ -95,6 +95,8 @@ def can_patch(piece: onnx.ModelProto | Wiring) -> str | None:
     whole = wiring.spec(wiring.inputs[0])
     if len(whole.shape) != 4 or whole.shape[0] != 1:
         return f"its input is {list(whole.shape)}, not one map (1, C, H, W)"
+    if ACTIVE_PATCHES in wiring.infos or ACTIVE_PATCHES in wiring.stored:
+        return f"one of its tensors is called {ACTIVE_PATCHES!r} already"
     if wiring.opset < OLDEST_OPSET:
         return f"its opset is {wiring.opset}, below {OLDEST_OPSET}"
     obstacles = [why for index in range(len(wiring.nodes)) if (why := _obstacle(wiring, index, whole)) is not None]

@@ -33,6 +33,7 @@ def tidied(
     source: str | os.PathLike[str] | bytes | onnx.ModelProto,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    large_values: bool = True,
 ) -> onnx.ModelProto:
     """The same function as a model that surgery can cut.
 
@@ -45,6 +46,8 @@ def tidied(
         A ModelProto is not changed; external data beside a path are read where they are there.
     dims, shapes : mappings, optional
         As `latpred.predict` takes them.
+    large_values : bool
+        Whether large constants are computed; without their values the model has a latency but does not run.
 
     Raises
     ------
@@ -63,7 +66,7 @@ def tidied(
     nodes = _named(model, graph)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     stored.update((sparse.values.name, _dense(sparse)) for sparse in model.graph.sparse_initializer)
-    kept, constants = folded(model, nodes, graph, stored)
+    kept, constants = folded(model, nodes, graph, stored, large_values)
     outputs = [value.name for value in model.graph.output]
     kept, names = _without_handing_on(kept, graph, outputs)
     ordered = _ordered(kept, outputs, names)
