@@ -12,9 +12,8 @@ everything.
 The oracle knows, for each inference, the factor by which it was slower than predicted, and takes the most useful of all
 ways that would then have been in time; where even the fastest would not, the inference was not possible and does not
 count. Utility is what is gained above the fastest way, over what the oracle gains: `utility` counts late answers as
-well, `in time` gives nothing for them, `plain` is the ratio of utilities as the table has them. `steady` is what the
-best single way would have reached that meets the share of deadlines asked for: it knows how slow how often, but not
-when.
+well, `in time` gives nothing for them. `steady` is what the best single way would have reached that meets the share of
+deadlines asked for: it knows how slow how often, but not when.
 """
 
 from __future__ import annotations
@@ -239,7 +238,6 @@ class Figures:
     error: float  # binomial standard error of `met`
     utility: float
     in_time: float
-    plain: float
     steady: float
     decision_s: float
     deciding: float  # share of the inference
@@ -250,7 +248,7 @@ def figures(trials: Sequence[Trial], policy: str, confidence: float | None = Non
     met: list[bool] = []
     loaded: list[bool] = []
     decision_s, deciding = [], []
-    reached = reached_in_time = reached_steady = best = reached_plain = best_plain = 0.0
+    reached = reached_in_time = reached_steady = best = 0.0
     for trial in trials:
         least = trial.ways[0][1]
         factors = []
@@ -268,8 +266,6 @@ def figures(trials: Sequence[Trial], policy: str, confidence: float | None = Non
             reached += one.utility - least
             reached_in_time += met[-1] * (one.utility - least)
             best += known - least
-            reached_plain += one.utility
-            best_plain += known
         if confidence is not None and factors:
             reached_steady += len(factors) * (steady(trial.ways, factors, trial.deadline_s, confidence) - least)
     share = _share(met)
@@ -282,7 +278,6 @@ def figures(trials: Sequence[Trial], policy: str, confidence: float | None = Non
         (share * (1.0 - share) / len(met)) ** 0.5 if met else float("nan"),
         _ratio(reached, best),
         _ratio(reached_in_time, best),
-        _ratio(reached_plain, best_plain),
         _ratio(reached_steady, best) if confidence is not None else float("nan"),
         statistics.median(decision_s),
         statistics.median(deciding),
@@ -300,7 +295,7 @@ def _ratio(part: float, whole: float) -> float:
 ORDER = (*(asked_of(kind, confidence) for kind, confidence in ASKED), *(name for name, _ in MARGINS), EVERYTHING)
 HEADER = (
     "policy", "inferences", "possible %", "met %", "off", "+-", "resting", "loaded",
-    "utility %", "in time %", "plain %", "steady %", "decision us", "of the run %",
+    "utility %", "in time %", "steady %", "decision us", "of the run %",
 )  # fmt: skip
 
 
@@ -313,7 +308,7 @@ def report(trials: Sequence[Trial]) -> str:
         off = found.met - asked[name] if name in asked else float("nan")
         shares = (
             found.possible, found.met, off, found.error, found.met_resting, found.met_loaded,
-            found.utility, found.in_time, found.plain, found.steady,
+            found.utility, found.in_time, found.steady,
         )  # fmt: skip
         percent = ["" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
         rows.append([name, found.inferences, *percent, f"{1e6 * found.decision_s:.2f}", f"{100 * found.deciding:.2f}"])

@@ -184,8 +184,7 @@ def test_public_names_are_these() -> None:
     assert latpred.__all__ == [
         "ArtefactError", "Declared", "Device", "DeviceError", "DimensionError", "Gate", "Grid", "InputError",
         "KernelPrediction", "LatpredError", "MeasurementError", "ModelError", "Observation", "Plan", "Prediction",
-        "Predictor", "ShapeError", "SurgeryError", "Table", "UnsupportedError", "identity_of", "load", "plan",
-        "predict",
+        "Predictor", "ShapeError", "SurgeryError", "Table", "UnsupportedError", "identity_of", "load", "predict",
     ]  # fmt: skip
     for name in latpred.__all__:
         assert getattr(latpred, name).__name__ == name

@@ -356,7 +356,6 @@ def test_deadlines_met_and_utility_by_hand() -> None:
     assert row.error == pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5)
     assert row.utility == pytest.approx((0.8 + 0.0 + 0.8) / (0.8 + 0.8 + 0.0))
     assert row.in_time == pytest.approx(0.8 / 1.6)
-    assert row.plain == pytest.approx((1.0 + 0.2 + 1.0) / (1.0 + 1.0 + 0.2))
     assert row.steady == 0.0  # the slowest of three had to be met: always the faster way
     assert deadlines.figures([trial], asked, 0.6).steady == pytest.approx(3 * 0.8 / 1.6)
     assert math.isnan(deadlines.figures([trial], blind).steady)
