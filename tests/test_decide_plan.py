@@ -353,6 +353,23 @@ def test_what_is_predicted_is_what_runs(name: str) -> None:
     assert kept_s == pytest.approx(sum(pieces_s) + (len(pieces_s) - 1) * start_s, rel=1e-6)
 
 
+def test_what_an_exit_leaves_out_and_what_it_does_not_are_the_network() -> None:
+    """Against the piece before each exit, predicted as one graph."""
+    predictor = latpred.load()
+    path = NETWORKS / "mobilenet_v2.onnx"
+    found = predictor.plan(path)
+    model = tidied(path)
+    first = cuts(model)[0]
+    exits = [one for one in found.decisions if one.point is not None and one.point.is_exit]
+    assert len(exits) > 10
+    for one in exits:
+        assert one.point is not None
+        before = predictor.predict(piece(model, first, one.point.start), cycle_bytes=found.cycle_bytes)
+        behind_s = one.options[1].saved_s + one.overhead_s
+        cut_s = one.overhead_s - one.gate_s
+        assert before.latency_s + behind_s - cut_s == pytest.approx(found.latency_s, rel=0.025), one.name
+
+
 def test_mobilenet_blocks_are_found_by_name() -> None:
     found = {point.name: point for point in points(tidied(NETWORKS / "mobilenet_v2.onnx"))}
     assert "channels" in found["features.2.conv"].levels  # expand, depthwise, project over three atoms

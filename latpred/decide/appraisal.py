@@ -317,7 +317,11 @@ class Appraiser:
         return sum(parts) - spanning
 
     def _behind_s(self, cut: Cut) -> float:
-        """All that runs behind a cut, as one graph: atoms, less what they take more for being apart."""
+        """All that runs behind a cut, as one graph: atoms, less what they take more for being apart.
+
+        What each cut costs is predicted from its neighbours alone, and off by a little: scaled so that what is behind
+        the first cut is the network.
+        """
         if not self._behind:
             rest_s = 0.0
             for index in reversed(range(len(self.places) - 1)):
@@ -325,4 +329,6 @@ class Appraiser:
                 joined_s = self._apart_s(after, after) if index + 2 < len(self.places) else 0.0
                 rest_s += self._span(here, after).time.mean_s - joined_s
                 self._behind[here.position] = rest_s
+            scale = (self.whole.time.mean_s + self.start_s) / rest_s
+            self._behind = {position: scale * latency_s for position, latency_s in self._behind.items()}
         return self._behind[cut.position]

@@ -16,14 +16,14 @@ from latpred.decide.chain import Chain, chain_of
 from latpred.decide.table import Table, Utilities
 from latpred.decide.ways import Margin, Ways, best_after, fastest_after, joined, unbeaten
 
-__all__ = ["POLICIES", "Configuration", "OptionPlan", "Plan", "option_plans", "pareto", "plan_of"]
+__all__ = ["POLICIES", "Configuration", "OptionPlan", "PointPlan", "option_plans", "pareto", "plan_of"]
 
 Floats = NDArray[np.float64]
 
 FRONT_LIMIT = 4096
 
 
-class Plan(NamedTuple):
+class PointPlan(NamedTuple):
     """What one point answers, by the time that is left.
 
     Thresholds are of time at the device's nominal speed, without its margin: the time needed, over the factor between
@@ -49,10 +49,10 @@ class OptionPlan(NamedTuple):
 POLICIES: dict[str, Callable[[Chain, Margin], list[Ways]]] = {"optimal": best_after, "safe-greedy": fastest_after}
 
 
-def plan_of(chain: Chain, index: int, after: Ways, margin: Margin) -> Plan:
+def plan_of(chain: Chain, index: int, after: Ways, margin: Margin) -> PointPlan:
     """Plan of one point, given the ways that can follow its option."""
     if not chain.decided[index]:
-        return Plan(index, [], [0], 0.0, [])
+        return PointPlan(index, [], [0], 0.0, [])
     ways = joined(chain, index, after)
     need_s = margin.need_s(ways.mean_s, ways.variance_s2)
     steps = _rising(need_s, ways.utility)
@@ -60,7 +60,7 @@ def plan_of(chain: Chain, index: int, after: Ways, margin: Margin) -> Plan:
     own_variance, factor = _factor(ways, int(steps[-1]), margin)
     switches_s = chain.points[index].switch_s
     thresholds_s = (need_s[steps] / factor).tolist()
-    return Plan(
+    return PointPlan(
         index, thresholds_s, [options[0], *options], own_variance, switches_s.tolist() if switches_s.any() else []
     )
 
