@@ -17,7 +17,7 @@ from latpred.calibration import Calibration, Cutting
 from latpred.decide.appraisal import Appraiser, Decision, Estimated
 from latpred.decide.costs import Duration
 from latpred.decide.identity import Identity
-from latpred.decide.mounting import _shared_out, chosen, costs_of
+from latpred.decide.mounting import _longer, chosen, costs_of
 from latpred.decide.options import Choice
 from latpred.decide.points import Point, points
 from latpred.decide.pricing import Pricer, start_s
@@ -130,6 +130,6 @@ def test_the_chain_takes_what_cuts_were_measured_to_cost() -> None:
 
 def test_what_comes_off_a_short_piece_comes_off_the_next_one() -> None:
     trunk = [Duration(1.0, 0.1), Duration(5.0), Duration(3.0)]
-    assert _shared_out(trunk, 4.0) == [Duration(3.0, 0.1), Duration(7.0), Duration(3.0)]
-    assert _shared_out(trunk, -4.0) == [Duration(0.0, 0.1), Duration(2.0), Duration(3.0)]
-    assert _shared_out(trunk, -14.0) == [Duration(0.0, 0.1), Duration(0.0), Duration(0.0)]
+    assert _longer(trunk, 1.0, 4.0) == [Duration(2.0, 0.1), Duration(7.0), Duration(5.0)]
+    assert _longer(trunk, -3.0, 0.0) == [Duration(0.0, 0.1), Duration(3.0), Duration(3.0)]
+    assert _longer(trunk, -2.0, -14.0) == [Duration(0.0, 0.1), Duration(0.0), Duration(0.0)]

@@ -270,8 +270,11 @@ class Appraiser:
 
     def _exit(self, point: Point, gate: onnx.ModelProto | None) -> Decision:
         looks, leave = map(self._price, self._networks(point, gate))
-        overhead_s = looks.time.mean_s + self._cutting_s(point.start, point.start)
-        rest = Price(Duration(self._behind_s(point.start), 0.0))
+        cutting_s = self._cutting_s(point.start, point.start)
+        overhead_s = looks.time.mean_s + cutting_s
+        # What does not run pays nothing for having been cut off.
+        spared_s = cutting_s - self._apart_s(point.start, point.start)
+        rest = Price(Duration(self._behind_s(point.start) + spared_s))
         options = (
             self._option(KEPT, NOTHING, NOTHING, looks, overhead_s),
             self._option(Choice(EXIT), leave, rest, looks, overhead_s),

@@ -95,7 +95,8 @@ def costs_of(
     trunk = [price.time for price in appraiser.spans(list(zip(ends, starts, strict=True)))]
     kept_s = [one.options[0].time.mean_s - one.gate_s for one in mounted]
     total_s = sum(piece.mean_s for piece in trunk) + sum(kept_s)
-    trunk = _shared_out(trunk, _unforeseen_s(appraiser, mounted, total_s))
+    # The network's own prediction holds one start.
+    trunk = _longer(trunk, -appraiser.start_s, _unforeseen_s(appraiser, mounted, total_s - appraiser.start_s))
     points = []
     for number, (one, region_s) in enumerate(zip(mounted, kept_s, strict=True)):
         left_out = sum(piece.mean_s for piece in trunk[number + 1 :]) / total_s
@@ -122,28 +123,23 @@ def _unforeseen_s(appraiser: Appraiser, mounted: Sequence[Decision], chain_s: fl
     first, last = appraiser.places[0], appraiser.places[-1]
     ends = {cut.position for one in mounted for cut in (_point(one).start, _point(one).end)}
     whole_s = appraiser.whole.time.mean_s
-    # The network's own prediction holds one start.
-    predicted_s = chain_s - appraiser.start_s - whole_s
-    return (
-        appraiser.cutting.charged_s(predicted_s, len(ends - {first.position, last.position}), whole_s)
-        + whole_s
-        - chain_s
-    )
+    inner = len(ends - {first.position, last.position})
+    return whole_s + appraiser.cutting.charged_s(chain_s - whole_s, inner, whole_s) - chain_s
 
 
-def _shared_out(trunk: Sequence[Duration], more_s: float) -> list[Duration]:
-    """The same with more time, an equal part before each point, so that an exit leaves the later ones out.
+def _longer(trunk: Sequence[Duration], first_s: float, behind_s: float) -> list[Duration]:
+    """The same with more time on the first piece, and an equal part behind each point, so that an exit spares its own.
 
     Less time, where a piece is too short for it, comes off the next one.
     """
-    parts_s = [more_s / (len(trunk) - 1)] * (len(trunk) - 1) + [0.0]
+    parts_s = [first_s, *[behind_s / (len(trunk) - 1)] * (len(trunk) - 1)]
     left_s = 0.0
-    shared = []
+    longer = []
     for piece, part_s in zip(trunk, parts_s, strict=True):
         wanted_s = piece.mean_s + part_s + left_s
         left_s = min(0.0, wanted_s)
-        shared.append(Duration(wanted_s - left_s, piece.variance_s2))
-    return shared
+        longer.append(Duration(wanted_s - left_s, piece.variance_s2))
+    return longer
 
 
 def _costs(gate_s: float, option: Estimated, utility: float) -> OptionCosts:
