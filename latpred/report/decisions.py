@@ -130,7 +130,7 @@ def decide_text(given: dict[str, Any]) -> str:
     wanted = f"deadline {milliseconds(given['deadline_ms'] / 1e3)} ms at {given['confidence']:.4g}"
     if not given["worth_deciding"]:
         enough = given["as_it_is"]["probability"] >= given["confidence"]
-        why = "run the network as it is" if enough else "no option pays for its point"
+        why = "run the network as it is" if enough else "no option surely pays for its point"
         return "\n".join([*lines, f"{wanted}: not worth deciding, {why}"])
     lines.append(
         f"{wanted}: planned {milliseconds(given['planned_ms'] / 1e3)} ms, utility {given['utility']:.3f}; met with "
