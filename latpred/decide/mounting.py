@@ -14,7 +14,7 @@ from latpred.errors import InputError
 
 __all__ = ["DECIDE_S", "chosen", "costs_of", "in_order"]
 
-DECIDE_S = 11e-6  # decide and observe in CPython between pieces of a network, whose maps have filled the caches
+DECIDE_S = 13e-6  # decide and observe in CPython between pieces of a network, whose maps have filled the caches
 ALLOWANCE = 0.1  # of the latency
 SMALLEST_S = 1e-9
 EXIT_MARKS = (0.25, 0.5, 0.75)  # exits are mounted where about so much of the latency is behind
