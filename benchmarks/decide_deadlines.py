@@ -3,7 +3,8 @@
     python benchmarks/decide_deadlines.py FOLDER_OR_MODEL... [--device local] [--home DIR] [--runs N] [--save FILE]
     python benchmarks/decide_deadlines.py --measured FILE
 
-Each network runs as the chain of pieces that its plan mounts. Its deadline is a share of what the network as it is
+Each network runs with its hooks on, mounted by its plan, with random weights and gates and heads that were not trained:
+options are worth what the table says, and time alone decides. The deadline is a share of what the network as it is
 takes without load, so that something must be given up for it. Policies take turns, inference by inference, in an order
 drawn anew for each round, so that all meet the same load; the first 30 inferences of each do not count. Beside gates of
 several confidences there are a fixed margin and the plain mean, neither of which learns from what it sees, and keeping
@@ -35,22 +36,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from coverage import models
-from decide_truth import Network
-from gated import Gated, Run
 from neighbour import Schedule, neighbour
 from tabulate import tabulate
 
 import latpred
+from latpred.chained import Buffers, Piece
 from latpred.collect.ort import spread_cores
+from latpred.collect.weights import fill_weights
 from latpred.decide.chain import chain_of
 from latpred.decide.costs import KEEP
 from latpred.decide.forecast import followed
 from latpred.decide.gate import Gate
+from latpred.decide.observation import Observation
 from latpred.decide.policy import pareto
 from latpred.decide.table import Table
-from latpred.errors import LatpredError
+from latpred.errors import HookError, LatpredError
+from latpred.hooks import Hooked, attach
+from latpred.hooks.answer import Answer, Ask
+from latpred.hooks.sides import HEAD
+from latpred.hooks.stream import Stream
 from latpred.predictor import Predictor
+from latpred.surgery.tidy import tidied
+from latpred.tensors import Array
 
 ASKED = (("optimal", 0.90), ("optimal", 0.95), ("optimal", 0.99), ("safe-greedy", 0.95))
 MARGINS = (("fixed margin 1.3", 1.3), ("mean only", 1.0))
@@ -60,6 +69,7 @@ WARM_UP = 30
 RENEWED = 25  # inferences after which a gate plans anew with what it learned, between two inferences
 UNALTERED_S = 1.0  # for which the network as it is runs before its deadline is set
 LEAST_RUNS = 20
+CALIBRATED = 4  # random inputs, for regions in int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +142,47 @@ def padded(table: Table, margin: float) -> Table:
     )
 
 
+class Watched:
+    """A gate whose time is taken, and that is not told how long things took where it is not to learn."""
+
+    def __init__(self, gate: Gate, told: bool) -> None:
+        self.gate, self.told, self.deciding_s = gate, told, 0.0
+        self.frequency_hz, self.slowdown = gate.frequency_hz, 1.0
+
+    @property
+    def deadline_s(self) -> float:
+        """Of the inferences to come."""
+        return self.gate.deadline_s
+
+    @deadline_s.setter
+    def deadline_s(self, deadline_s: float) -> None:
+        self.gate.deadline_s = deadline_s
+
+    def begin(self) -> None:
+        """An inference begins."""
+        self.deciding_s = 0.0
+        self.gate.begin()
+
+    def decide(self, point: int, observation: Observation | None = None) -> int:
+        """As the gate does."""
+        start_s = time.perf_counter()
+        option = self.gate.decide(point, observation)
+        self.deciding_s += time.perf_counter() - start_s
+        return option
+
+    def observe(self, point: int, took_s: float) -> None:
+        """As the gate does, where it is told."""
+        if self.told:
+            start_s = time.perf_counter()
+            self.gate.observe(point, took_s)
+            self.deciding_s += time.perf_counter() - start_s
+
+    def finish(self, latency_s: float) -> None:
+        """As the gate does, where it is told."""
+        if self.told:
+            self.gate.finish(latency_s)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Who decides, and whether it learns how long things took."""
@@ -157,11 +208,12 @@ def policies(table: Table, deadline_s: float, clock: Callable[[], float] | None 
 
 
 def inferences_of(
-    gated: Gated, table: Table, chosen: Sequence[Policy], rounds: int, schedule: Schedule, seed: int
+    stream: Stream, ask: Ask, table: Table, chosen: Sequence[Policy], rounds: int, schedule: Schedule, seed: int
 ) -> Iterator[Inference]:
-    """Policies in turns; what they took, and what had been predicted for it."""
+    """Policies in turns, on the same buffers; what they took, and what had been predicted for it."""
     rng = np.random.default_rng(seed)
-    taken: list[tuple[Policy, bool, Run]] = []
+    watched = [Watched(policy.gate, policy.told) for policy in chosen]
+    taken: list[tuple[Policy, bool, Answer, float]] = []
     gc.collect()
     gc.disable()  # pauses would come from what is recorded here
     try:
@@ -170,45 +222,64 @@ def inferences_of(
                 if policy.told:
                     policy.gate.renew()
             for number in rng.permutation(len(chosen)):
-                policy, loaded = chosen[number], schedule.is_on(time.monotonic())
-                run = gated.infer(policy.gate, policy.told)
+                stream.gate, loaded = watched[number], schedule.is_on(time.monotonic())
+                answer = stream.run(ask).answer
                 if turn >= WARM_UP:
-                    taken.append((policy, loaded, run))
+                    taken.append((chosen[number], loaded, replace(answer, outputs={}), watched[number].deciding_s))
     finally:
         gc.enable()
     chain = chain_of(table, table.utility)
-    for policy, loaded, run in taken:
-        path = followed(table, chain, lambda number, _, run=run: run.options[number])  # type: ignore[misc]
-        utility = float(sum(table.utility[table.first_option[: len(run.options)] + np.array(run.options)]))
+    for policy, loaded, answer, deciding_s in taken:
+        options = [policy.gate.options[point].index(option) for point, option in answer.decisions.items()]
+        path = followed(table, chain, lambda number, _, options=options: options[number])  # type: ignore[misc]
+        utility = float(sum(table.utility[table.first_option[: len(options)] + np.array(options)]))
         yield Inference(
-            policy.name, loaded, run.latency_s, path.mean_s, utility, run.deciding_s, len(run.options)
+            policy.name, loaded, answer.latency_s, path.mean_s, utility, deciding_s, len(options)
         )  # fmt: skip
 
 
-def unaltered_s(network: Network) -> float:
+def unaltered_s(network: Piece) -> float:
     """Latency of the network as it is, as one session."""
     times_s: list[float] = []
     end_s = time.perf_counter() + UNALTERED_S
     while time.perf_counter() < end_s or len(times_s) < LEAST_RUNS:
         start_s = time.perf_counter()
-        network.whole.run()
+        network.run()
         times_s.append(time.perf_counter() - start_s)
     return statistics.median(times_s)
 
 
+def attached(model: onnx.ModelProto, predictor: Predictor, inputs: Sequence[dict[str, Array]]) -> Hooked:
+    """The hooks that the plan mounts, with heads that may answer although they know nothing."""
+    hooked = attach(model, predictor, samples=inputs)
+    for (point, role), side in hooked.sides.items():
+        if role == HEAD and side.weights is not None:
+            hooked.replace(point, role, side.weights)
+    return hooked
+
+
+def drawn(network: Piece, seed: int) -> dict[str, Array]:
+    """Random inputs of a network."""
+    buffers = Buffers(seed)
+    return {value.name: buffers.of(value) for value in network.session.get_inputs()}
+
+
 def trial_of(path: Path, predictor: Predictor, options: argparse.Namespace, cores: set[int]) -> Trial:
     """One network, built and run."""
-    plan = predictor.plan(path)
-    table = plan.compile()
-    network = Network(path, predictor.estimator.bundle.manifest.threads)
+    model = fill_weights(onnx.load(path, load_external_data=False), path.parent)
+    network = Piece(tidied(model), Buffers(), predictor.estimator.device.threads)
     took_s = unaltered_s(network)
-    gated = Gated(network, plan, table)
-    deadline_s = options.deadline * took_s
-    with neighbour(cores, options.seed) as schedule:
-        chosen = policies(table, deadline_s)
-        found = list(inferences_of(gated, table, chosen, options.runs, schedule, options.seed))
-    ways = [(way.latency_s, way.utility) for way in pareto(table)]
-    return Trial(path.stem, took_s, plan.latency_s, deadline_s, ways, found)
+    inputs = [drawn(network, seed) for seed in range(CALIBRATED)]
+    with attached(model, predictor, inputs) as hooked:
+        table, stream = hooked.table, hooked.stream()
+        if table is None or not isinstance(stream, Stream):
+            raise HookError("a network with points that pay is needed, but nothing was mounted: name another")
+        ask = Ask(inputs[0], options.deadline * took_s)
+        with neighbour(cores, options.seed) as schedule:
+            chosen = policies(table, ask.deadline_s)
+            found = list(inferences_of(stream, ask, table, chosen, options.runs, schedule, options.seed))
+        ways = [(way.latency_s, way.utility) for way in pareto(table)]
+        return Trial(path.stem, took_s, hooked.latency_s, ask.deadline_s, ways, found)
 
 
 def steady(ways: Sequence[tuple[float, float]], factors: Sequence[float], deadline_s: float, share: float) -> float:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latpred import hooks as hooks
     from latpred.decide.declared import Declared
     from latpred.decide.gate import Gate
     from latpred.decide.identity import identity_of
@@ -76,6 +77,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "hooks":  # the one subpackage that is used by its own name
+        return import_module("latpred.hooks")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "latpred.errors")), name)

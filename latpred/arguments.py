@@ -63,16 +63,29 @@ def parse_interval(text: str) -> float:
     return value
 
 
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """``0.485,0.456,0.406`` -> a tuple."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+
+
 def add_model_options(parser: argparse.ArgumentParser, json_help: str) -> None:
     """Options of every command that reads models."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="an .onnx file, or a folder that holds some")
+    add_shape_options(parser)
+    parser.add_argument("--json", action="store_true", help=json_help)
+
+
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """Options that bind open dims."""
     parser.add_argument(
         "--dim", type=parse_dim, action="append", default=[], metavar="NAME=N", help="bind a symbolic dimension"
     )
     parser.add_argument(
         "--shape", type=parse_shape, action="append", default=[], metavar="INPUT=1,3,224,224", help="shape of an input"
     )
-    parser.add_argument("--json", action="store_true", help=json_help)
 
 
 def add_place_options(parser: argparse.ArgumentParser, device: str) -> None:
@@ -131,6 +144,20 @@ def build_parser() -> argparse.ArgumentParser:
     decide.add_argument("--deadline", type=parse_deadline, required=True, metavar="8ms", help="of one inference")
     decide.add_argument("--confidence", type=parse_interval, default=0.99, metavar="SHARE", help="default 0.99")
     decide.add_argument("--utilities", type=Path, metavar="FILE", help="JSON: point -> option -> what it is worth")
+
+    saliency = commands.add_parser("saliency", help="where in an image the evidence for a class lies (Grad-CAM)")
+    saliency.add_argument("model", metavar="MODEL", help="an .onnx file with its weights")
+    saliency.add_argument("image", metavar="IMAGE", help="an image file; it is resized to the input as a whole")
+    saliency.add_argument("-o", "--out", required=True, metavar="FILE", help="where to write the image with its map")
+    saliency.add_argument("--class", type=int, dest="class_index", metavar="K", help="default: of the largest score")
+    saliency.add_argument("--layer", metavar="TENSOR", help="default: the last feature map with spatial resolution")
+    saliency.add_argument("--score", metavar="TENSOR", help="class scores, where there are several outputs")
+    for name in ("mean", "std"):
+        saliency.add_argument(
+            f"--{name}", type=parse_numbers, metavar="R,G,B", help="of pixels from 0 to 1 (default: ImageNet's)"
+        )
+    add_shape_options(saliency)
+    saliency.add_argument("--json", action="store_true", help="print an object")
 
     device = commands.add_parser("device", help="print the roofline of a device, or the names of those known")
     device.add_argument("name", nargs="?", help="local, a preset, or a .toml file")

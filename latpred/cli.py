@@ -213,6 +213,23 @@ def run_decide(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_saliency(args: argparse.Namespace) -> int:
+    """``latpred saliency``."""
+    from latpred.hooks import pictures
+    from latpred.hooks.saliency import GradCam
+    from latpred.report.saliency import saliency_object, saliency_text
+
+    target = pictures.checked_target(args.out)
+    image = pictures.load_image(args.image)
+    cam = GradCam(args.model, args.layer, args.score, dict(args.dim), dict(args.shape))
+    pixels = pictures.prepared(image, cam.image, args.mean or pictures.IMAGENET_MEAN, args.std or pictures.IMAGENET_STD)
+    found = cam.run({cam.image.name: pixels}, args.class_index)
+    pictures.save_image(pictures.overlaid(image, found.map[0]), target)
+    described = saliency_object(found, cam.layer.shape, target)
+    print(json.dumps(described, indent=1) if args.json else saliency_text(described))
+    return 0
+
+
 def run_device(args: argparse.Namespace) -> int:
     """``latpred device``."""
     from latpred import device as devices
@@ -307,6 +324,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "kernels": run_kernels,
     "gates": run_gates,
     "decide": run_decide,
+    "saliency": run_saliency,
     "device": run_device,
     "probe": run_probe,
     "collect": run_collect,

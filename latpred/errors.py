@@ -10,6 +10,7 @@ __all__ = [
     "ArtefactError",
     "DeviceError",
     "DimensionError",
+    "HookError",
     "InputError",
     "LatpredError",
     "MeasurementError",
@@ -42,6 +43,10 @@ class ShapeError(InputError):
 
 class SurgeryError(InputError):
     """The graph cannot be rewritten as asked; the text says what stands in the way."""
+
+
+class HookError(InputError):
+    """A model cannot be hooked, or a hooked one used, as asked; the text says why."""
 
 
 class DeviceError(InputError):

@@ -21,6 +21,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("bundle", "prediction", "estimators", "predictor", "fit"),
     ("surgery", "chained"),
     ("decide",),
+    ("hooks",),
     ("cutting", "pipeline", "comparison", "validation"),
     ("report",),
     ("arguments", "cli", "__main__"),
@@ -30,7 +31,7 @@ DOORS = {("predictor", "decide.plan")}  # `Predictor.plan`: where users look for
 LAZY_ROOT = "__init__"  # imports nothing when it is imported
 
 # What `latpred predict` imports before it has read a model: none of these at the top of a module.
-HEAVY = {"pandas", "lightgbm", "sklearn", "scipy", "onnxruntime", "rich", "joblib", "psutil", "platformdirs"}
+HEAVY = {"PIL", "pandas", "lightgbm", "sklearn", "scipy", "onnxruntime", "rich", "joblib", "psutil", "platformdirs"}
 PREDICT_PATH = ("predictor", "cli")
 
 

@@ -11,21 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from counting_predictor import CountingPredictor, residual_network
 from decide_costs import costs, option
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import numpy_helper
 from synthetic import DEVICE, META, gemm, measured, relu
 
 from latpred import estimators, regressor
 from latpred.calibration import Between
 from latpred.collect.rounds import MeasuredNetwork, Measurements, Round
-from latpred.decide.observation import Observation
-from latpred.decide.plan import plan
 from latpred.decide.table import compile_table
 from latpred.errors import InputError
 from latpred.fit import fit_samples, whole_graphs
@@ -54,7 +48,7 @@ def benchmark(name: str) -> ModuleType:
 
 
 nn_meter, ablation, budget = map(benchmark, ("nn_meter", "ablation", "budget"))
-deadlines, gated, neighbour = map(benchmark, ("decide_deadlines", "gated", "neighbour"))
+deadlines, neighbour = map(benchmark, ("decide_deadlines", "neighbour"))
 
 
 def kernel_of(
@@ -409,68 +403,20 @@ def test_load_comes_and_goes_by_its_seed() -> None:
     assert other.next_s(7.0) != one.next_s(7.0)
 
 
-@pytest.fixture
-def residual(tmp_path: Path) -> Path:
-    """Three residual blocks of random weights."""
-    model, rng = residual_network(), np.random.default_rng(0)
-    for stored in model.graph.initializer:
-        values = rng.normal(0.0, 0.3, tuple(stored.dims)).astype(np.float32)
-        stored.CopyFrom(numpy_helper.from_array(values, stored.name))
-    onnx.save(model, tmp_path / "residual.onnx")
-    return tmp_path / "residual.onnx"
-
-
-def without_blocks(path: Path, x: np.ndarray, skipped: set[str]) -> np.ndarray:
-    """The residual network in numpy."""
-    weights = {stored.name: numpy_helper.to_array(stored) for stored in onnx.load(path).graph.initializer}
-
-    def conv(name: str, value: np.ndarray) -> np.ndarray:
-        return np.einsum("oc,bchw->bohw", weights[f"{name}.weight"][:, :, 0, 0], value)
-
-    value = conv("stem", x)
-    for block in (f"layer.{number}" for number in range(3)):
-        value = value if block in skipped else value + conv(f"{block}.down", conv(f"{block}.up", value))
-    result: np.ndarray = value.mean((2, 3)) @ weights["fc.weight"]
-    return result
-
-
-@pytest.mark.parametrize("skipped", [set(), {"layer.0"}, {"layer.0", "layer.1"}, {"layer.1", "layer.2"}], ids=len)
-def test_what_a_gate_decides_is_what_runs(residual: Path, skipped: set[str]) -> None:
-    blocks = ["layer.0", "layer.1", "layer.2"]
-    found = plan(CountingPredictor(), residual, mount=blocks)  # type: ignore[arg-type]
-    network = gated.Network(residual, 1)
-    engine = gated.Gated(network, found, found.compile())
-    gate = found.compile().gate(1.0, 0.5, policy=lambda seen: "skip" if seen.point in skipped else "keep")
-    run = engine.infer(gate)
-    assert [gate.options[block][taken] for block, taken in zip(blocks, run.options, strict=True)] == [
-        "skip" if block in skipped else "keep" for block in blocks
-    ]
-    session = network.whole.session
-    x, y = (network.buffers.of(values[0]) for values in (session.get_inputs(), session.get_outputs()))
-    np.testing.assert_allclose(y, without_blocks(residual, x, skipped), rtol=1e-4, atol=1e-5)
-    assert 0.0 < run.deciding_s < run.latency_s
-
-
-def test_an_exit_ends_an_inference_and_no_piece_has_two_sessions(
-    residual: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built: list[bytes] = []
-    session = onnxruntime.InferenceSession
-
-    def counted(model: bytes, *arguments: Any, **named: Any) -> Any:
-        built.append(model)
-        return session(model, *arguments, **named)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
-    found = plan(CountingPredictor(), residual, mount=["layer.0", "exit after layer.0", "layer.1"])  # type: ignore[arg-type]
-    engine = gated.Gated(gated.Network(residual, 1), found, found.compile())
-    assert len(set(built)) == len(built) > len(found.mounted)
-
-    def leaving(seen: Observation) -> str:
-        return "exit" if seen.point.startswith("exit") else "keep"
-
-    assert engine.infer(found.compile().gate(1.0, 0.5, policy=leaving)).options == (0, 1)
-    assert engine.infer(found.compile().gate(1.0, 0.5, policy=lambda _: 0)).options == (0, 0, 0)
+def test_a_watched_gate_learns_only_where_it_is_told() -> None:
+    """Pieces take 1.5 times what was predicted: who learns of it sees a slower machine."""
+    table = compile_table(costs([[option("keep", 4e-3, 1.0), option("skip", 0.0, 0.5)]], trunk_s=1e-3))
+    for told in (True, False):
+        gate = table.gate(1.0, 0.5, clock=None)
+        watched = deadlines.Watched(gate, told)
+        for _ in range(20):
+            watched.begin()
+            assert watched.deciding_s == 0.0
+            assert watched.decide(0) == 0
+            watched.observe(0, 6e-3)
+            watched.finish(7.5e-3)
+        assert (gate.slowdown > 1.2) == told
+        assert watched.deciding_s > 0.0
 
 
 @pytest.mark.measure

@@ -16,7 +16,7 @@ from latpred.errors import SurgeryError
 from latpred.surgery.wiring import Wiring, descendants, wired
 from latpred.tensors import Spec
 
-__all__ = ["CARRIED_LIMIT", "Cut", "cuts"]
+__all__ = ["CARRIED_LIMIT", "Cut", "channel_axis", "cuts"]
 
 CARRIED_LIMIT = 3
 
@@ -177,11 +177,12 @@ def _holds_kernel(wiring: Wiring, flow: frozenset[str], start: int, end: int) ->
 
 def _cut(wiring: Wiring, tensor: str, position: int, carried: tuple[str, ...]) -> Cut:
     spec = wiring.spec(tensor)
-    return Cut(tensor, position, carried, spec.shape, spec.dtype, _channel_axis(wiring, tensor, len(spec.shape)))
+    return Cut(tensor, position, carried, spec.shape, spec.dtype, channel_axis(wiring, tensor))
 
 
-def _channel_axis(wiring: Wiring, tensor: str, rank: int) -> int:
+def channel_axis(wiring: Wiring, tensor: str) -> int:
     """The axis of channels: as the nearest op says that tells the first from the last apart."""
+    rank = len(wiring.spec(tensor).shape)
     for found in (_behind(wiring, tensor), _before(wiring, tensor)):
         for op_type in found:
             if op_type in CHANNELS_FIRST:

@@ -2,8 +2,8 @@
 
 The map is divided into patches of S x S positions. Active ones are gathered with a halo as wide as the region looks,
 as a batch; inside the halo convolutions need no padding, but positions outside of the map are set to zero before every
-convolution that pads, as its own padding would. Results are scattered into a copy of the region's input: positions of
-no active patch keep it.
+convolution that pads, as its own padding would. Results are scattered into a copy of the region's input, or of another
+map: positions of no active patch keep it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from latpred.surgery.weights import constant
 from latpred.surgery.wiring import Wiring, assembled, declared, wired
 from latpred.tensors import Array, Spec
 
-__all__ = ["ACTIVE_PATCHES", "can_patch", "computed_on", "counts", "origins"]
+__all__ = ["ACTIVE_PATCHES", "OUTSIDE", "can_patch", "computed_on", "counts", "origins"]
 
 ACTIVE_PATCHES = "active_patches"
+OUTSIDE = "outside_patches"
 OLDEST_OPSET = 11  # ScatterND, and slices whose bounds are inputs
 ROUNDING = 1e-9
 
@@ -149,7 +150,9 @@ def _radius(wiring: Wiring, index: int) -> Margin:
     return down, across
 
 
-def computed_on(piece: onnx.ModelProto, granularity: int, n_patches: int) -> onnx.ModelProto:
+def computed_on(
+    piece: onnx.ModelProto, granularity: int, n_patches: int, onto_another: bool = False
+) -> onnx.ModelProto:
     """The piece computed on `n_patches` patches.
 
     Parameters
@@ -160,11 +163,14 @@ def computed_on(piece: onnx.ModelProto, granularity: int, n_patches: int) -> onn
         Positions along each side of a patch.
     n_patches : int
         Patches in a run. One that is named twice is computed twice, which does no harm.
+    onto_another : bool
+        Whether positions outside of the active patches are those of a map that is given, instead of the input's.
 
     Returns
     -------
     ModelProto
-        It reads a second input, `ACTIVE_PATCHES`, int64 of shape (n_patches,): indices into `origins`.
+        It reads a second input, `ACTIVE_PATCHES`, int64 of shape (n_patches,): indices into `origins`; where asked for
+        a third, `OUTSIDE`, of the output's shape.
 
     Raises
     ------
@@ -180,21 +186,24 @@ def computed_on(piece: onnx.ModelProto, granularity: int, n_patches: int) -> onn
     if not 1 <= n_patches <= found:
         raise SurgeryError(f"1 to {found} patches can be computed, but {n_patches} came: leave the region out, or "
                            "compute it whole")  # fmt: skip
-    builder = _Builder(wiring, granularity, n_patches)
+    builder = _Builder(wiring, granularity, n_patches, onto_another)
     nodes = builder.nodes_of_all()
-    active = declared(ACTIVE_PATCHES, Spec((n_patches,), "int64"))
+    inputs = [piece.graph.input[0], declared(ACTIVE_PATCHES, Spec((n_patches,), "int64"))]
+    if onto_another:
+        inputs.append(declared(OUTSIDE, spec))
     stored = [*piece.graph.initializer, *(constant(name, values) for name, values in builder.constants.items())]
     name = f"{piece.graph.name} on {n_patches} of {found} patches"
-    return assembled(piece, name, nodes, [piece.graph.input[0], active], piece.graph.output, stored, builder.infos)
+    return assembled(piece, name, nodes, inputs, piece.graph.output, stored, builder.infos)
 
 
 class _Builder:
     """The rewritten graph while it grows; a patch's tensor is named after the whole one's."""
 
-    def __init__(self, wiring: Wiring, granularity: int, n_patches: int) -> None:
+    def __init__(self, wiring: Wiring, granularity: int, n_patches: int, onto_another: bool) -> None:
         self.wiring = wiring
         self.granularity = granularity
         self.n_patches = n_patches
+        self.onto_another = onto_another
         self.start, self.end = wiring.inputs[0], wiring.outputs[0]
         self.spec = wiring.spec(self.start)
         self.margins = _margins(wiring)
@@ -306,8 +315,11 @@ class _Builder:
         self.op("Gather", [table, ACTIVE_PATCHES], "patches/targets", targets, "int64", axis=0)
         shape = self.constant("targets shape", np.array([-1, 1]))
         self.op("Reshape", ["patches/targets", shape], "patches/target rows", (count, 1), "int64")
-        written = "patches/written"
-        self.op("ScatterND", ["patches/rows", "patches/target rows", "patches/results"], written, flat)
+        rows, written = "patches/rows", "patches/written"
+        if self.onto_another:
+            self.op("Transpose", [OUTSIDE], "patches/outside last", (1, height, width, channels), perm=[0, 2, 3, 1])
+            rows = self.op("Reshape", ["patches/outside last", "patches/rows shape"], "patches/outside rows", flat)
+        self.op("ScatterND", [rows, "patches/target rows", "patches/results"], written, flat)
         shape = self.constant("map shape", np.array([1, height, width, channels]))
         self.op("Reshape", [written, shape], "patches/map", (1, height, width, channels))
         self.op("Transpose", ["patches/map"], self.end, self.spec.shape, perm=[0, 3, 1, 2])

@@ -1,0 +1,201 @@
+"""Hooks in a file: a zip of side networks, the table, and a manifest; the model itself is never in it.
+
+::
+
+    manifest.json        `schema`, what the hooks were made for, points, how sides are called
+    checksums.json       sha256 of each other member
+    table.bin            the table of decisions, as `latpred.decide.layout` writes it
+    side-0.onnx, ...     side networks
+
+History of the schema: 1, the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from latpred.decide.identity import Identity, identity_of
+from latpred.decide.observation import Policy
+from latpred.decide.options import Choice
+from latpred.decide.table import Table, Utilities
+from latpred.errors import ArtefactError, HookError
+from latpred.hooks.hooked import Hooked
+from latpred.hooks.memory import give_back
+from latpred.hooks.origin import Origin, path_of, weights_digest
+from latpred.hooks.program import Program, Span, built
+from latpred.hooks.sides import Side
+from latpred.predictor import Model, Predictor, installed_runtime
+from latpred.surgery.cuts import cuts
+from latpred.surgery.tidy import tidied
+
+__all__ = ["SCHEMA", "load", "save"]
+
+SCHEMA = 1
+MANIFEST, CHECKSUMS, TABLE = "manifest.json", "checksums.json", "table.bin"
+
+
+def save(hooked: Hooked, path: str | os.PathLike[str]) -> None:
+    """Write the hooks of a model; a file that is there already is replaced at once.
+
+    Raises
+    ------
+    HookError
+        Where the hooks were released, nothing is mounted, or the choice is among several models.
+    """
+    program, table = hooked.program, hooked.table
+    if table is None or not isinstance(program, Program):
+        raise HookError("hooks that are mounted on one model are needed to be saved, but none is: attach anew instead")
+    target = Path(path)
+    with tempfile.TemporaryDirectory(prefix="latpred-") as folder:
+        table.save(Path(folder) / TABLE)
+        members = {TABLE: (Path(folder) / TABLE).read_bytes()}
+    sides: list[dict[str, Any]] = []
+    for (point, role), side in hooked.sides.items():
+        network = side.current
+        member = f"side-{len(sides)}.onnx"
+        members[member] = network.model.SerializeToString()
+        sides.append({"point": point, "role": role, "width": side.width, "trained": network.trained, "member": member})
+    spans = [station.span for station in program.stations]
+    manifest = {
+        "schema": SCHEMA,
+        "origin": asdict(hooked.origin) | {"path": None},
+        "latency_s": hooked.latency_s,
+        "points": [
+            {
+                "name": span.name,
+                "start": span.start.tensor,
+                "end": span.end.tensor,
+                "choices": [asdict(choice) for choice in span.choices],
+                "looks": span.looks,
+            }
+            for span in spans
+        ],
+        "sides": sides,
+    }
+    members[MANIFEST] = json.dumps(manifest, indent=1).encode()
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    temporary = target.with_name(target.name + ".part")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {CHECKSUMS: json.dumps(checksums).encode(), **members}.items():
+            archive.writestr(name, content)
+    temporary.replace(target)
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: Model,
+    predictor: Predictor,
+    *,
+    utilities: Utilities | None = None,
+    confidence: float = 0.95,
+    policy: str | Policy = "optimal",
+    tolerance: float = 0.05,
+    wrong: float | None = None,
+    sensors: Callable[[], Mapping[str, float]] | None = None,
+) -> Hooked:
+    """Put saved hooks on their model again; nothing in the file is executed but its side networks.
+
+    Parameters
+    ----------
+    path
+        What `Hooked.save` wrote.
+    model : path, bytes or ModelProto
+        The same that they were made for, bound in the same way.
+    predictor : Predictor
+        Of the same device.
+    utilities, confidence, policy, tolerance, wrong, sensors
+        As `attach` takes them.
+
+    Raises
+    ------
+    ArtefactError
+        Where the file is no file of hooks, of another schema, was altered, or is of another model, device or runtime.
+    InputError
+        Where the model cannot be read.
+    """
+    manifest, members = _read(path)
+    try:
+        origin = _origin(manifest["origin"], path_of(model))
+        latency_s = float(manifest["latency_s"])
+        points = [
+            (one["name"], one["start"], one["end"], tuple(Choice(**row) for row in one["choices"]), one["looks"])
+            for one in manifest["points"]
+        ]
+        networks = [
+            (one["point"], one["role"], int(one["width"]), bool(one["trained"]), members[one["member"]])
+            for one in manifest["sides"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{path}: the manifest is not as documented ({error!r}): attach again and save") from error
+    wanted = identity_of(predictor, model, origin.dims, origin.shapes)
+    _require(path, "device", origin.identity.device, wanted.device)
+    _require(path, "runtime", origin.runtime, installed_runtime() or "")
+    _require(path, "model", origin.identity.model, wanted.model)
+    whole = tidied(model, origin.dims, origin.shapes)
+    _require(path, "weights", origin.weights, weights_digest(whole))
+    table = _table(members[TABLE])
+    places = {cut.tensor: cut for cut in cuts(whole)}
+    spans = {
+        name: Span(name, places[start], places[end], choices, looks) for name, start, end, choices, looks in points
+    }
+    sides = {}
+    for point, role, width, trained, content in networks:
+        network = onnx.ModelProto.FromString(content)
+        sides[point, role] = Side(point, role, spans[point].start, width, network, trained, origin.providers)
+    program = built(
+        whole, list(spans.values()), origin.ranges, origin.outside, origin.threads, origin.providers
+    )  # fmt: skip
+    del whole
+    hooked = Hooked(program, sides, table, latency_s, origin, utilities, confidence, policy, tolerance, wrong, sensors)
+    give_back()
+    return hooked
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        checksums = json.loads(members.pop(CHECKSUMS))
+        manifest = json.loads(members[MANIFEST])
+        schema = manifest["schema"]
+    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"{path}: a file that `Hooked.save` wrote is needed, this one cannot be read so ({error!r}): save it again"
+        ) from error
+    if schema != SCHEMA:
+        raise ArtefactError(f"{path}: this latpred reads hooks of schema {SCHEMA}, these are of {schema}: attach again")
+    for name in {*checksums, *members}:
+        if name not in members or hashlib.sha256(members[name]).hexdigest() != checksums.get(name):
+            raise ArtefactError(f"{path}: the checksum of {name} does not match, the file was altered: save it again")
+    return manifest, members
+
+
+def _origin(row: Mapping[str, Any], path: str | None) -> Origin:
+    ranges = {
+        point: {tensor: (float(low), float(high)) for tensor, (low, high) in own.items()}
+        for point, own in row["ranges"].items()
+    }
+    plain = {**row, "path": path, "identity": Identity(*row["identity"]), "providers": tuple(row["providers"])}
+    return Origin(**{**plain, "ranges": ranges})
+
+
+def _table(content: bytes) -> Table:
+    with tempfile.TemporaryDirectory(prefix="latpred-") as folder:
+        path = Path(folder) / TABLE
+        path.write_bytes(content)
+        return Table.load(path)
+
+
+def _require(path: str | os.PathLike[str], what: str, own: str, wanted: str) -> None:
+    if own != wanted:
+        raise ArtefactError(f"{path}: hooks of {what} {wanted!r} are needed, these are of {own!r}: attach to it anew")
