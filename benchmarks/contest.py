@@ -152,9 +152,10 @@ def duel(hooked: Answered, static: Sequence[Answered], deadline_s: float) -> Due
     )
 
 
-def beaten_by(static: Answered, hooked: Sequence[Answered]) -> list[str]:
-    """Which of several are no less accurate in less time on average."""
-    return [one.name for one in hooked if one.accuracy >= static.accuracy and one.mean_s < static.mean_s]
+def beaten_by(static: Answered, hooked: Sequence[Answered]) -> Answered | None:
+    """The quickest of several that are no less accurate, where it takes less time on average."""
+    as_accurate = [one for one in hooked if one.accuracy >= static.accuracy and one.mean_s < static.mean_s]
+    return min(as_accurate, key=lambda one: one.mean_s, default=None)
 
 
 def any_deadline(hooked: Sequence[Answered], static: Sequence[Answered]) -> dict[str, float]:
@@ -181,7 +182,7 @@ def summary(found: Sequence[Answered]) -> dict[str, Any]:
         "images": len(found[0].right),
         "points": [_point(one) for group in (STATIC, LEVEL, TOLERANCE) for one in groups[group]],
         "curve": [_curve(name, one) for name, one in duels.items()],
-        "beaten": {one.name: beaten_by(one, deciding) for one in groups[STATIC]},
+        "beaten": [_beaten(one, beaten_by(one, deciding)) for one in groups[STATIC]],
         "any_deadline": any_deadline(groups[DEADLINE], groups[STATIC]),
     }
 
@@ -200,6 +201,13 @@ def _point(one: Answered) -> dict[str, Any]:
     }
 
 
+def _beaten(static: Answered, by: Answered | None) -> dict[str, Any]:
+    found = {"name": static.name, "accuracy": static.accuracy, "mean_ms": 1e3 * static.mean_s, "by": None}
+    if by is not None:
+        found |= {"by": by.name, "its_accuracy": by.accuracy, "its_mean_ms": 1e3 * by.mean_s}
+    return found
+
+
 def _curve(name: str, one: Duel) -> dict[str, Any]:
     own = asdict(one)
     del own["deadline_s"], own["mean_s"]
@@ -209,6 +217,9 @@ def _curve(name: str, one: Duel) -> dict[str, Any]:
 
 POINTS_HEADER = ("", "accuracy %", "agreement %", "mean ms", "median ms", "predicted ms", "off %")
 CURVE_HEADER = ("", "deadline ms", "right and in time %", "met %", "mean ms", "best static", "its %", "gain", "+-", "")
+
+
+BEATEN_HEADER = ("static", "accuracy %", "mean ms", "hooked", "its %", "its ms")
 
 
 def report(said: Mapping[str, Any]) -> str:
@@ -235,10 +246,11 @@ def report(said: Mapping[str, Any]) -> str:
     lines += ["all levels together, under a deadline", tabulate(rows, CURVE_HEADER, disable_numparse=True), ""]
     won = [one["name"] for one in said["curve"] if one["won"]]
     lines += [f"more answers right and in time than of every static point: {', '.join(won) or 'never'}", ""]
-    lines += [
-        f"no less accurate in less time on average than {name}: {', '.join(by) or 'never'}"
-        for name, by in said["beaten"].items()
-    ]
+    rows = []
+    for one in said["beaten"]:
+        by = (one["by"], f"{100 * one['its_accuracy']:.1f}", f"{one['its_mean_ms']:.3f}") if one["by"] else ("never",)
+        rows.append((one["name"], f"{100 * one['accuracy']:.1f}", f"{one['mean_ms']:.3f}", *by))
+    lines += ["no less accurate in less time on average", tabulate(rows, BEATEN_HEADER, disable_numparse=True)]
     ranked = sorted(said["any_deadline"].items(), key=lambda pair: -pair[1])
     rows = [(name, f"{100 * share:.1f}") for name, share in ranked]
     lines += ["", tabulate(rows, ("any of the deadlines", "right and in time %"), disable_numparse=True)]

@@ -5,7 +5,7 @@ a trainer whose thread works on what was recorded. Runs that are looked at and r
 medians of each with the median without a listener, added up by how often each occurs. Everything is kept, so that all
 runs do the same.
 
-Run: ``python benchmarks/hooks_sampling.py MODEL [--device local] [--dim batch=1] [--runs 4000] [--look-every 8]``.
+Run: ``python benchmarks/hooks_sampling.py MODEL [--device local] [--home DIR] [--dim batch=1] [--runs 4000]``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
@@ -147,12 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--device", default="local", help="whose predictions mount the points (default local)")
+    parser.add_argument("--home", type=Path)
     parser.add_argument("--dim", type=parse_dim, action="append", default=[], metavar="NAME=N")
     parser.add_argument("--runs", type=int, default=4000)
     parser.add_argument("--look-every", type=int, default=Sampling().look_every)
     given = parser.parse_args(arguments)
     model = fill_weights(load(given.model))
-    with attach(model, latpred.load(given.device), dims=dict(given.dim)) as hooked:
+    with attach(model, latpred.load(given.device, home=given.home), dims=dict(given.dim)) as hooked:
         print(f"{given.model}: {len(hooked.points)} points, {', '.join(hooked.points) or 'none'}")
         sampling = Sampling(given.look_every, 4 * given.look_every)
         turns = in_turns(hooked, given.runs, sampling)

@@ -5,7 +5,10 @@
 
 Random weights and inputs: latency only. Each network is hooked in three ways: with no point, with the points that its
 plan mounts, and with a few blocks a level, spread evenly over the network. Every option is taken by force, alone; with
-the points of the plan also several at once, drawn at random. A latency is what the caller of `Hooked.run` waits, checks
+the points of the plan also several at once, drawn at random. Then the points of the plan decide by themselves, under
+deadlines from 0.5 to 1.2 of what the network takes, and learn how fast the machine is: what was promised for each way
+that was taken at least a few times, against what it took (`decided`; heads answer although nobody trained them). A
+latency is what the caller of `Hooked.run` waits, checks
 of inputs and copies of outputs included. All of one hooked model, a plain session of the network (ONNX Runtime's own
 defaults but for the number of threads, arrays in and out) and a reference graph take turns, round by round; each runs
 several times in a row, of which the first does not count.
@@ -37,18 +40,22 @@ import latpred
 from latpred.chained import Buffers, Piece
 from latpred.collect.ort import spread_cores
 from latpred.collect.weights import fill_weights
+from latpred.decide.appraisal import Decision
 from latpred.decide.costs import KEEP
 from latpred.decide.plan import Plan
 from latpred.decide.points import Grid
 from latpred.errors import LatpredError
 from latpred.hooks import Hooked, attach
+from latpred.hooks.sides import HEAD
 from latpred.predictor import Predictor
 from latpred.surgery.tidy import tidied
 from latpred.tensors import Array
 
-NO_POINT, SEVERAL = "no point", "several"
+NO_POINT, SEVERAL, DECIDED = "no point", "several", "decided"
 CALIBRATED = 4  # random inputs, for regions in int8
 DRAWN = 12  # ways with several options at once
+SHARES = (0.5, 1.2)  # from the tightest deadline to the loosest
+DECISIONS, LEARNING, RENEWED, LEAST_TAKEN = 600, 100, 25, 8  # runs
 
 
 class Run:
@@ -101,12 +108,26 @@ def mounts_of(plan: Plan, each: int) -> Iterator[tuple[str, list[str], Grid]]:
     if plan.mounted:
         yield "plan", list(plan.mounted), Grid()
     for level in LEVELS:
-        having = [one.name for one in plan.decisions if any(option.level == level for option in one.options)]
-        picked: list[str] = []
+        having = [one for one in plan.decisions if any(option.level == level for option in one.options)]
+        picked: list[Decision] = []
         for number in range(min(each, len(having))):
-            picked.append(having[int((number + 0.5) / min(each, len(having)) * len(having))])
+            for one in having[int((number + 0.5) / min(each, len(having)) * len(having)) :]:
+                if not any(overlap(one, other) for other in picked):
+                    picked.append(one)
+                    break
         if picked:
-            yield level, picked, Grid(levels=(level,))
+            yield level, [one.name for one in picked], Grid(levels=(level,))
+
+
+def overlap(one: Decision, other: Decision) -> bool:
+    """Whether two points cannot be mounted together."""
+    assert one.point is not None
+    assert other.point is not None
+    starts, ends = (
+        (one.point.start.position, other.point.start.position),
+        (one.point.end.position, other.point.end.position),
+    )
+    return one.name == other.name or max(starts) < min(ends)
 
 
 def rows_of(path: Path, predictor: Predictor, options: argparse.Namespace, threads: int) -> Iterator[dict[str, Any]]:
@@ -127,6 +148,7 @@ def rows_of(path: Path, predictor: Predictor, options: argparse.Namespace, threa
                 (*way, Run(hooked, inputs[0], way[-1])) for way in ways_of(hooked, together=name == "plan")
             ]  # fmt: skip
             times_s = measured([[watch], [plain], [plain], *([run] for *_, run in ways)], options.rounds)
+            taken = decided(hooked, inputs[0]) if name == "plan" else {}
         for number, (way, level, _, run) in enumerate(ways):
             yield {
                 "path": str(path),
@@ -138,6 +160,36 @@ def rows_of(path: Path, predictor: Predictor, options: argparse.Namespace, threa
                 "plain_s": times_s[:, 1:3].mean(axis=1).tolist(),
                 "hooked_s": times_s[:, 3 + number].tolist(),
             }
+        for ways_taken, pairs in taken.items():
+            promised_s, latency_s = zip(*pairs, strict=True)
+            yield {
+                "path": str(path),
+                "mounted": name,
+                "way": ", ".join(ways_taken),
+                "level": DECIDED,
+                "predicted_s": statistics.median(promised_s),
+                "reference_s": [predictor.estimator.reference_s or 1.0] * len(pairs),  # the machine's speed was learned
+                "plain_s": [float(np.median(times_s[:, 1:3]))] * len(pairs),
+                "hooked_s": latency_s,
+            }
+
+
+def decided(hooked: Hooked, inputs: Mapping[str, Array]) -> dict[tuple[str, ...], list[tuple[float, float]]]:
+    """Ways that gates took often enough, and of each run what was promised and what it took, in s."""
+    for (point, role), side in hooked.sides.items():
+        if role == HEAD and side.weights is not None:
+            hooked.replace(point, role, side.weights)
+    rng, unaltered_s = np.random.default_rng(0), hooked.run(inputs, keep=True).latency_s
+    taken: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for number in range(LEARNING + DECISIONS):
+        if number % RENEWED == 0:
+            hooked.renew()
+            hooked.run(inputs, unaltered_s)  # finds the caches as a run after another does
+        answer = hooked.run(inputs, unaltered_s * float(rng.uniform(*SHARES)))
+        if number >= LEARNING:
+            way = tuple(f"{point}: {option}" for point, option in answer.decisions.items())
+            taken.setdefault(way, []).append((answer.predicted_s, answer.latency_s))
+    return {way: pairs for way, pairs in taken.items() if len(pairs) >= LEAST_TAKEN}
 
 
 def compared(row: Mapping[str, Any], usual_s: float | None) -> tuple[float, float, float, float]:
@@ -157,12 +209,13 @@ HEADER = [
 
 def summary(rows: Sequence[Mapping[str, Any]], usual_s: float | None) -> list[list[Any]]:
     """A line for all decisions, each level, and each network with what its hooks cost."""
-    deciding = [row for row in rows if row["level"] not in (KEEP, NO_POINT)]
-    groups = {"all decisions": deciding}
-    for level in (*LEVELS, SEVERAL, KEEP, NO_POINT):
+    deciding = [row for row in rows if row["level"] not in (KEEP, NO_POINT, DECIDED)]
+    groups = {"all forced decisions": deciding}
+    for level in (DECIDED, *LEVELS, SEVERAL, KEEP, NO_POINT):
         groups[level] = [row for row in rows if row["level"] == level]
     for path in dict.fromkeys(row["path"] for row in rows):
         groups[Path(path).stem] = [row for row in deciding if row["path"] == path]
+        groups[f"{Path(path).stem}, decided"] = [row for row in rows if row["path"] == path and row["level"] == DECIDED]
         groups[f"{Path(path).stem}, kept"] = [row for row in rows if row["path"] == path and row["level"] == KEEP]
     return [[name, *line(members, usual_s)] for name, members in groups.items() if members]
 

@@ -1,12 +1,12 @@
 """What the options of a hooked model are worth, measured on what it computes itself; no labels are needed.
 
-An option is worth the probability that it leaves for the network's own answer, less what that has when all is kept,
-and less a price for the time that it takes: so that what harms nobody is done where it is quicker.
+An option is worth the probability that it leaves for the network's own answer, less what keeping the point leaves, and
+less a price for the time that it takes: so that what harms nobody is done where it is quicker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ def probabilities(scores: Floats) -> Floats:
     return np.asarray(grown / grown.sum(axis=-1, keepdims=True))
 
 
-def values(hooked: Hooked, entry: str, images: Floats) -> Values:
-    """Of each option, taken alone; leaving at an exit whose head is not trained yet is a wrong answer.
+def values(hooked: Hooked, entry: str, images: Floats, deadlines_s: Sequence[float] | None = None) -> Values:
+    """Of each option; leaving at an exit whose head is not trained yet is a wrong answer.
 
     Parameters
     ----------
@@ -48,21 +48,35 @@ def values(hooked: Hooked, entry: str, images: Floats) -> Values:
         Name of the input.
     images : ndarray
         Its values, one after the other along the first axis.
+    deadlines_s : sequence of float, optional
+        One an image: an option is taken in the company of what is decided elsewhere under it, where a point behind an
+        exit is met all the same. Without it, each is taken alone.
     """
     kept = {point: options[0] for point, options in hooked.options.items()}
-    scores = np.array(list(_scores(hooked, entry, images, kept)))
-    main = scores.argmax(axis=1)
-    base = probabilities(scores)[np.arange(len(main)), main]
-    found: dict[str, dict[str, Floats]] = {}
-    for point, (first, *others) in hooked.options.items():
-        found[point] = {first: np.zeros(len(main))}
-        for option in others:
-            if option == EXIT and not hooked.sides[point, HEAD].current.trained:
-                found[point][option] = np.full(len(main), -WRONG)
-                continue
-            altered = np.array(list(_scores(hooked, entry, images, kept | {point: option})))
-            found[point][option] = probabilities(altered)[np.arange(len(main)), main] - base
-    return found
+    found: dict[str, dict[str, list[float]]] = {
+        point: {name: [] for name in own} for point, own in hooked.options.items()
+    }
+    for number, image in enumerate(images):
+        scores = _scores(hooked, entry, image, kept)
+        main = int(scores.argmax())
+        left = {tuple(kept.values()): float(probabilities(scores)[main])}
+        decided = kept
+        if deadlines_s is not None:
+            decided = kept | dict(hooked.run({entry: image[None]}, deadlines_s[number]).decisions)
+        for place, (point, options) in enumerate(hooked.options.items()):
+            company = {
+                name: kept[name] if before < place and option == EXIT else option
+                for before, (name, option) in enumerate(decided.items())
+            }
+            for option in options:
+                ways = company | {point: option}
+                if tuple(ways.values()) not in left:
+                    altered = probabilities(_scores(hooked, entry, image, ways))
+                    left[tuple(ways.values())] = float(altered[main])
+                untrained = option == EXIT and not hooked.sides[point, HEAD].current.trained
+                stays = left[tuple((company | {point: options[0]}).values())]
+                found[point][option].append(-WRONG if untrained else left[tuple(ways.values())] - stays)
+    return {point: {name: np.array(rows) for name, rows in own.items()} for point, own in found.items()}
 
 
 def utilities(found: Values, costs: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, dict[str, float]]:
@@ -102,7 +116,6 @@ def order_of_harm(found: Values, option: str) -> list[str]:
     return sorted(having, key=lambda point: -float(found[point][option].mean()))
 
 
-def _scores(hooked: Hooked, entry: str, images: Floats, forced: Mapping[str, str]) -> Iterator[Floats]:
-    for image in images:
-        (scores,) = hooked.run({entry: image[None]}, forced=forced).outputs.values()
-        yield scores[0]
+def _scores(hooked: Hooked, entry: str, image: Floats, forced: Mapping[str, str]) -> Floats:
+    (scores,) = hooked.run({entry: image[None]}, forced=forced).outputs.values()
+    return np.asarray(scores[0])

@@ -31,6 +31,10 @@ ORT_DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(uint64)": np.uint64,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint16)": np.uint16,
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
     "tensor(bool)": np.bool_,
@@ -78,7 +82,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def opened(model: onnx.ModelProto, threads: int = 1, providers: Sequence[str] = CPU) -> Any:
+def opened(model: onnx.ModelProto, threads: int = 1, providers: Sequence[str] = CPU, arena: bool = False) -> Any:
     """A session of a graph, `onnxruntime.InferenceSession`.
 
     Parameters
@@ -87,6 +91,9 @@ def opened(model: onnx.ModelProto, threads: int = 1, providers: Sequence[str] = 
     threads : int
     providers : sequence of str
         Execution providers by name, the preferred one first.
+    arena : bool
+        Whether activations lie in an arena of the session's own: right for a network that is one session, as one arena
+        costs no more than it saves.
 
     Raises
     ------
@@ -99,7 +106,7 @@ def opened(model: onnx.ModelProto, threads: int = 1, providers: Sequence[str] = 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False
+    options.enable_cpu_mem_arena = arena
     # Threads of one session that wait busily for its next run take the cores from the session that runs now.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:

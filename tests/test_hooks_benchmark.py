@@ -219,8 +219,10 @@ def test_a_static_point_is_beaten_by_what_is_as_accurate_in_less_time() -> None:
         answers("slower", "tolerance", [1, 1], [1.0, 2.1]),
         answers("worse", "tolerance", [0, 0], [0.1, 0.1]),
         answers("better", "tolerance", [0, 1], [1.0, 1.0]),
+        answers("good", "tolerance", [1, 1], [1.0, 1.2]),
     ]
-    assert contest.beaten_by(static, others) == ["better"]
+    assert contest.beaten_by(static, others) == others[2]
+    assert contest.beaten_by(static, others[:2]) is None
 
 
 def test_hooks_by_hand_cover_the_network_between_exits() -> None:
@@ -272,7 +274,8 @@ def test_the_command_reports_what_was_saved(tmp_path: Path, capsys: pytest.Captu
     assert said["points"][0]["error"] == pytest.approx(-0.5)
     (curve,) = said["curve"]
     assert (curve["deadline_ms"], curve["in_time"], curve["best_in_time"], curve["won"]) == (1.0, 0.5, 0.0, True)
-    assert said["beaten"] == {"as it is": ["tolerance 0.1"]}
+    (beaten,) = said["beaten"]
+    assert (beaten["by"], beaten["its_accuracy"], beaten["its_mean_ms"]) == ("tolerance 0.1", 1.0, pytest.approx(1.5))
     assert said["any_deadline"] == {"deadline 0.5": 0.5, "as it is": 0.0}
     assert hooks.main(["--measured", str(saved)]) == 0
     assert "than of every static point: deadline 0.5" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The arithmetic of what measures samplers and learners, on cases that can be worked out by hand."""
+"""The arithmetic of what measures hooks, on cases that can be worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from counting_predictor import CountingPredictor
+from hooked_networks import blocks
+from surgery_oracle import feeds_of
+
+from latpred.hooks import attach
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,7 +28,9 @@ def benchmark(name: str) -> ModuleType:
         sys.path.pop(0)
 
 
-learners, sampling = map(benchmark, ("hooks_learners", "hooks_sampling"))
+learners, sampling, timing, soak, memory = map(
+    benchmark, ("hooks_learners", "hooks_sampling", "hooks_timing", "hooks_soak", "hooks_memory")
+)
 
 
 def test_feature_maps_are_convolutions() -> None:
@@ -84,3 +91,50 @@ def test_both_run(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(capsys.readouterr().out)
     assert {row["learner"] for row in rows} == {learners.REFERENCE, *learners.LEARNERS}
     assert all(0.5 < row["agreement"] <= 1.0 for row in rows)
+
+
+def test_a_way_is_compared_with_what_was_predicted_and_with_the_plain_session() -> None:
+    """11 ms for 10 predicted, beside 20 ms; the reference took 1.1 times as long as usual."""
+    row = {"predicted_s": 0.010, "reference_s": [1.1] * 4, "plain_s": [0.020] * 4, "hooked_s": [0.011] * 4}
+    off, steady, over, again = timing.compared(row, 1.0)
+    assert off == pytest.approx(10 / 11 - 1)
+    assert steady == pytest.approx(0.0)
+    assert over == pytest.approx(0.55)
+    assert again == pytest.approx(0.0)
+    assert timing.compared(row, None)[1] == pytest.approx(off)  # no usual speed is known
+    assert timing.line([row], 1.0) == ["1", "0.0", "100.0", "-9.1", "+0.0", "0.550", "0.0"]
+
+
+def test_every_option_is_forced_once_and_some_together() -> None:
+    with attach(blocks(), CountingPredictor(), points=["layer.0", "exit after layer.1", "layer.2"]) as hooked:  # type: ignore[arg-type]
+        ways = list(timing.ways_of(hooked, together=True))
+        kept = dict.fromkeys(hooked.points, "keep")
+        assert ways[0] == ("keep", "keep", kept)
+        single = [forced for _, level, forced in ways[1:] if level != timing.SEVERAL]
+        wanted = [kept | {point: option} for point, own in hooked.options.items() for option in own[1:]]
+        assert single == wanted
+        assert len(ways) == 1 + len(single) + timing.DRAWN
+        run = timing.Run(hooked, feeds_of(blocks(), 0), single[0])
+        assert run.predicted_s == hooked.run(feeds_of(blocks(), 0), forced=single[0]).predicted_s
+
+
+@pytest.mark.measure
+def test_a_short_soak_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATPRED_HOME", str(tmp_path))
+    monkeypatch.setattr(soak, "FIRST", 50)
+    monkeypatch.setattr(soak, "MOST_GROWTH", 10.0)  # so few runs say nothing of that
+    assert soak.main(["--runs", "150", "--threads", "2"]) == 0
+    assert "150, 2" in capsys.readouterr().out
+
+
+@pytest.mark.measure
+def test_memory_is_that_of_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LATPRED_HOME", str(tmp_path))
+    assert memory.main([str(ROOT / "benchmarks" / "digits.onnx")]) == 0
+    name, plain, *_ = capsys.readouterr().out.splitlines()[-1].split()
+    assert name == "digits"
+    assert float(plain) > 0.9  # MB of weights

@@ -90,6 +90,22 @@ def test_a_gated_file_decides_as_python_does(network: Any, points: list[str], tm
     assert len(seen) > 2  # else it has not been shown that they decide alike
 
 
+def test_a_region_is_skipped_only_where_nothing_else_is_worth_more(tmp_path: Path) -> None:
+    model = blocks()
+    hooked = attach(model, CountingPredictor(), ["layer.1"], grid=Grid(levels=("skip", "channels")))  # type: ignore[arg-type]
+    options = hooked.options["layer.1"]
+    feeds = feeds_of(model)
+    for best in range(len(options)):
+        scores = np.linspace(0.0, 0.3, len(options))
+        scores[best] = 1.0
+        hooked.replace("layer.1", "gate", (np.zeros((8, len(options))), scores))
+        hooked.export(tmp_path / "gated.onnx", model)
+        (taken,) = session_of(tmp_path / "gated.onnx", ("layer.1/taken",)).run(["layer.1/taken"], feeds)
+        decided = hooked.run(feeds).decisions["layer.1"]
+        assert decided == options[best]
+        assert bool(np.asarray(taken).item()) == (decided == "skip")
+
+
 @pytest.mark.parametrize("opset", [13, 18, 21])
 @pytest.mark.parametrize(("network", "points", "output"), [
     (blocks, ["exit after layer.0", "layer.2"], "y"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from latpred.decide.declared import Declared
 from latpred.decide.observation import Observation
 from latpred.decide.plan import plan
 from latpred.decide.points import Grid
+from latpred.decide.steps import DECIDING, ENTERING, LEAVING
 from latpred.errors import HookError, InputError, SurgeryError
 from latpred.hooks import Hooked, attach
-from latpred.hooks.answer import Answer, Heard
-from latpred.hooks.attach import ENTERING_S, LEAVING_S
+from latpred.hooks.answer import Answer, Ask, Heard
+from latpred.hooks.stream import Stream
 
 REAL = ("mobilenet_v2", "mobilenetv3_large", "unet_c32r96", "vit_test_b2r160", "lstm_2x256bi")
 LAYERS = ("layer.0", "layer.1", "layer.2")
@@ -141,9 +143,10 @@ def test_the_promise_is_the_plans() -> None:
     parts = [point.before.mean_s for point in costs.points] + [costs.after.mean_s]
     for point in costs.points:
         parts += [option.time.mean_s for option in point.options if option.name == forced[point.name]]
-    assert answer.predicted_s / answer.slowdown == pytest.approx(
-        ENTERING_S + sum(parts) + 3 * costs.decide_s + LEAVING_S
-    )
+    start_s = 2 * CountingPredictor().estimator.device.dispatch_s  # nobody measured starts there
+    entering_s, deciding_s, leaving_s = (step.hot_s + step.starts * start_s for step in (ENTERING, DECIDING, LEAVING))
+    assert costs.decide_s == pytest.approx(deciding_s)
+    assert answer.predicted_s / answer.slowdown == pytest.approx(entering_s + sum(parts) + 3 * deciding_s + leaving_s)
 
 
 def test_carried_tensors_and_outputs_on_the_way() -> None:
@@ -213,8 +216,19 @@ def test_bad_input_is_told_in_one_line(three_blocks: Hooked) -> None:
         three_blocks.run({**feeds, "z": feeds["x"]})
     with pytest.raises(HookError, match="mounted can be forced"):
         three_blocks.run(feeds, forced={"layer.0": "nothing"})
-    with pytest.raises(InputError, match="deadline"):
-        three_blocks.run(feeds, deadline_s=-1.0)
+    for deadline_s in (-1.0, 0.0, float("nan")):
+        with pytest.raises(InputError, match="deadline"):
+            three_blocks.run(feeds, deadline_s=deadline_s)
+        with pytest.raises(InputError, match="deadline"), hooked_on(blocks(), points=[]) as plain:
+            plain.run(feeds, deadline_s=deadline_s)
+    for saliency in (np.full((4, 4), np.nan), np.ones(4), np.ones((2, 4, 4)), "map"):
+        with pytest.raises(HookError, match="saliency map"):
+            three_blocks.run(feeds, saliency=saliency)  # type: ignore[arg-type]
+    for sample in ({}, {"x": np.zeros((1, 8, 4, 4), np.float32)}, feeds["x"]):
+        with pytest.raises(HookError, match="input"):
+            hooked_on(blocks(), points=["layer.0"], samples=[sample])
+    with pytest.raises(HookError, match="tolerance"):
+        hooked_on(blocks(), tolerance=float("nan"))
     with pytest.raises(HookError, match="samples"):
         hooked_on(blocks(), points=[Declared("mine", "t0", "t1", ("int8",))])
     with pytest.raises(HookError, match="outside"):
@@ -225,6 +239,54 @@ def test_bad_input_is_told_in_one_line(three_blocks: Hooked) -> None:
         hooked_on(blocks(), heads={"exit after layer.1": (np.zeros((8, 3)), np.zeros(3))})
     with pytest.raises(HookError, match="a head can be given"):
         hooked_on(blocks(), heads={"layer.1": (np.zeros((8, 10)), np.zeros(10))})
+
+
+def test_no_plan_counts_on_an_exit_that_cannot_answer() -> None:
+    """A deadline that leaving meets, and skipping the block before it: only the one keeps the block."""
+    worth = {"layer.0": {"keep": 1.0, "skip": 0.0}, "exit after layer.0": {"keep": 0.0, "exit": -0.1}}
+    points, grid = list(worth), Grid(levels=("exit", "skip"))
+    hooked = hooked_on(blocks(), points=points, grid=grid, utilities=worth)
+    table = hooked.table
+    assert table is not None
+    all_kept_s = sum(hooked.terms.trunk_s) + sum(costs_s[0] for costs_s in hooked.terms.costs_s)
+    saved_s = hooked.terms.costs_s[0][0] - hooked.terms.costs_s[0][1]
+    gate = table.gate(all_kept_s - 0.5 * saved_s, 0.5, worth, clock=None)
+    assert gate.options["layer.0"][gate.decide("layer.0")] == "keep"  # and leaves then
+    gate.renew(hooked.deciding.utilities_without(("exit after layer.0",)))
+    assert gate.options["layer.0"][gate.decide("layer.0")] == "skip"
+    stream = hooked.stream()
+    assert isinstance(stream, Stream)
+    for trained in (False, True):
+        if trained:
+            hooked.replace("exit after layer.0", "head", (np.zeros((8, 10)), np.zeros(10)))
+        stream.run(Ask(feeds_of(blocks())))  # sees which heads can answer
+        assert stream.gate is not None
+        assert (stream.gate._utility.min() < -1.0) != trained
+
+
+def test_what_was_learned_of_options_is_promised_once_it_is_planned_with() -> None:
+    hooked = hooked_on(blocks(), points=["layer.0"], grid=Grid(levels=("skip",)))
+    stream = hooked.stream()
+    assert isinstance(stream, Stream)
+    assert stream.gate is not None
+    before_s = stream._terms.costs_s[0][0]
+    for _ in range(50):
+        stream.gate.begin()
+        stream.gate.observe(0, 3.0 * before_s) if stream.gate.decide(0) == 0 else None
+        stream.gate.finish(1.0)
+    stream.renew()
+    assert stream._terms.costs_s[0][0] != before_s
+    table = stream.gate.table
+    decided_s = table.decide_s if 0 not in stream._terms.not_worth else 0.0
+    assert stream._terms.costs_s[0][0] == pytest.approx(table.mean_s[0] + decided_s)
+
+
+def test_the_time_before_the_first_graph_counts() -> None:
+    """Sensors that take long to read."""
+    with hooked_on(blocks(), points=["layer.0"], sensors=lambda: time.sleep(0.02) or {}) as hooked:  # type: ignore[func-returns-value]
+        answer = hooked.run(feeds_of(blocks()), deadline_s=0.01)
+        assert answer.latency_s > 0.02
+        assert answer.decisions["layer.0"] != "keep"
 
 
 def test_a_policy_of_the_callers_own_sees_what_side_networks_saw() -> None:
@@ -241,6 +303,7 @@ def test_a_policy_of_the_callers_own_sees_what_side_networks_saw() -> None:
         mean = carried_out(model, [("t1", "t1", "keep")], feeds)["t1"].mean()
         assert hooked.run(feeds).decisions == {"layer.1": "skip" if mean > 0 else "keep"}
     assert len(asked) == 6
+    assert all(one.resident_bytes for one in asked)
 
 
 def test_a_model_that_cannot_be_cut_is_refused() -> None:

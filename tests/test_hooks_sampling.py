@@ -249,6 +249,7 @@ def test_a_stalled_trainer_keeps_no_run_waiting(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_observations_hold_zeros_memory_and_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latpred.hooks.stream.clock_hz", lambda: 1.5e9)
     hooked = hooked_on(["exit after layer.0", "layer.1"])
     trainer = Trainer(hooked, Sampling(2, 2, apart_s=0.0))
     hooked.listener = trainer
@@ -261,6 +262,7 @@ def test_observations_hold_zeros_memory_and_features(monkeypatch: pytest.MonkeyP
             assert one.features["pooled"].shape == (1, 8)
             assert one.features["zeros"] == 0.0  # no rectifier in this network
             assert one.resident_bytes
+            assert one.clock_hz == 1.5e9
             assert one.predicted_s is not None
     hooked.release()
 

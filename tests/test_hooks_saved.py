@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from pathlib import Path
@@ -137,11 +138,39 @@ def test_altered_files_are_refused(saved: Path) -> None:
 
     with pytest.raises(ArtefactError, match=r"checksum of side-0.onnx"):
         load(rewritten(saved, change), spatial_blocks(), counting())
-    saved.write_bytes(saved.read_bytes()[:200])
+    whole = saved.read_bytes()
+    for place in range(60, len(whole), 997):  # inside of packed members, of headers, of the index
+        saved.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(ArtefactError):  # any other error is none that a user is told
+            load(saved, spatial_blocks(), counting()).release()
+    saved.write_bytes(whole[:200])
     with pytest.raises(ArtefactError, match="cannot be read"):
         load(saved, spatial_blocks(), counting())
     with pytest.raises(ArtefactError, match="cannot be read"):
         load(saved.with_name("nothing"), spatial_blocks(), counting())
+
+
+def test_what_is_whole_and_yet_no_such_file_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    with zipfile.ZipFile(saved) as archive:
+        points = json.loads(archive.read("manifest.json"))["points"]
+    for changed in (points[:1], [{**one, "start": "nowhere"} for one in points]):
+        saved.write_bytes(whole)
+        with pytest.raises(ArtefactError, match="places of this model"):
+            load(with_manifest(saved, points=changed), spatial_blocks(), counting())
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("side-0.onnx", bytes(2**28 + 1))
+    with pytest.raises(ArtefactError, match="when unpacked"):
+        load(saved, spatial_blocks(), counting())
+
+
+def test_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
+    hooked = attach(spatial_blocks(), counting(), ["layer.0"])
+    for write in (hooked.save, lambda path: hooked.export(path, spatial_blocks())):
+        with pytest.raises(HookError, match="written to"):
+            write(tmp_path / "missing" / "file")
+    hooked.save(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_there_must_be_hooks_to_save(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -263,6 +264,61 @@ def test_the_score_is_taken_before_softmax_whatever_follows() -> None:
         network.graph.initializer.append(stored("axis", [2], np.int64))
         network.graph.output.append(info("u", [1, 3, 1]))
         assert GradCam(network).score == "y"
+
+
+def test_a_softmax_over_the_only_long_axis_is_before_the_scores() -> None:
+    network = pooled(np.eye(3))
+    del network.graph.output[:]
+    network.graph.initializer.append(stored("across", [1, 1, 1, 3], np.int64))
+    network.graph.initializer.append(stored("row", [1, 3], np.int64))
+    network.graph.node.append(node("Reshape", ["y", "across"], ["wide"], "across"))
+    network.graph.node.append(node("Softmax", ["wide"], ["s"], "squash", axis=-1))
+    network.graph.node.append(node("Reshape", ["s", "row"], ["u"], "row"))
+    network.graph.output.append(info("u", [1, 3]))
+    cam = GradCam(network)
+    assert cam.score == "wide"
+    x = image((1, 3, 4, 5))
+    np.testing.assert_allclose(cam.run({"x": x}, 2).weights, GradCam(pooled(np.eye(3))).run({"x": x}, 2).weights)
+
+
+@pytest.mark.parametrize("opset", [10, 17])
+def test_maps_that_another_framework_flattens_are_told_by_their_transpose(opset: int) -> None:
+    """Convolution, ReLU, transposed to channels last, flattened, a matrix: weights by hand are the matrix's means."""
+    rng = np.random.default_rng(4)
+    matrix = rng.standard_normal((8 * 8 * 4, 5)).astype(np.float32)
+    weights = [
+        stored("k", rng.standard_normal((4, 3, 3, 3))), stored("w", matrix), stored("flat", [1, 256], np.int64),
+        stored("bias", np.zeros(5)),
+    ]  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1, 1, 1]), node("Relu", ["c"], ["r"], "act"),
+        node("Transpose", ["r"], ["t"], "last", perm=[0, 2, 3, 1]), node("Reshape", ["t", "flat"], ["f"], "flatten"),
+        node("Gemm", ["f", "w", "bias"], ["y"], "head"),
+    ]  # fmt: skip
+    network = model_of(nodes, [info("x", (1, 3, 8, 8))], [info("y", [1, 5])], weights, opset)
+    found = GradCam(network).run({"x": image((1, 3, 8, 8))}, 2)
+    assert found.method != "central differences"
+    np.testing.assert_allclose(found.weights[0], matrix.reshape(8, 8, 4, 5)[..., 2].mean(axis=(0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shown", [1, 2, 5])
+def test_steps_that_show_nothing_do_not_count(shown: int) -> None:
+    """As of a quantized tail: two zeros agree best of all, and say nothing."""
+    true = np.array([[0.5, -2.0]])
+
+    class Stepped(CentralDifferences):
+        def __init__(self) -> None:
+            self.found = SimpleNamespace(tensor="a", arranged=lambda values: values, positions=4)  # type: ignore[assignment]
+            self.steps: list[float] = []
+
+        def _slopes(self, tensors: object, step: float, classes: object) -> np.ndarray:
+            self.steps.append(step)
+            return true * (1 + step**2) if len(self.steps) <= shown else 0.0 * true
+
+    weights, error = Stepped().weights({"a": np.ones((1, 2, 2, 2))}, np.array([0]))
+    np.testing.assert_allclose(weights, true / 4, rtol=0.1)
+    assert error is not None
+    assert error > 0.5 or shown > 1
 
 
 def test_a_collapsed_map_is_passed_over_with_a_message() -> None:

@@ -150,6 +150,15 @@ def test_turned_and_transparent_images_are_read(tmp_path: Path) -> None:
     assert load_image(tmp_path / "clear.png")[0, 0].tolist() == [10, 20, 30]
 
 
+def test_pixels_of_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
+    deep = np.array([[0, 256 * 100 + 7], [65535, 256]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert load_image(tmp_path / "deep.png")[..., 0].tolist() == [[0, 100], [255, 1]]
+    Image.fromarray(np.full((2, 2), 70000.0, np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(InputError, match="white nobody knows"):
+        load_image(tmp_path / "float.tiff")
+
+
 def test_an_overlay_leaves_the_image_where_the_map_is_zero() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
     np.testing.assert_array_equal(overlaid(pixels, np.zeros((3, 3))), pixels)

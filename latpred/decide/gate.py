@@ -118,9 +118,22 @@ class Gate:
         self._own_variance = kept.variance_s2 / kept.mean_s**2 if kept.mean_s > 0.0 else 0.0
         self._level = 1.0
 
-    def renew(self) -> None:
-        """Plan anew with options' times as learned; takes some ms, as making a gate: for a pause between inferences."""
+    def renew(self, utilities: Utilities | None = None) -> None:
+        """Plan anew with options' times as learned; takes some ms, as making a gate: for a pause between inferences.
+
+        Parameters
+        ----------
+        utilities : mapping, optional
+            Point -> option -> what it is worth from now on, complete; without it, what it was worth before.
+        """
+        if utilities is not None:
+            self._utility = self._table.utility_of(utilities)
         self._prepare(relearned(self._table, self._learned))
+
+    @property
+    def table(self) -> Table:
+        """What is planned with: options' times as they were learned when it was last planned."""
+        return self._table
 
     @property
     def deadline_s(self) -> float:

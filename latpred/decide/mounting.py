@@ -10,11 +10,10 @@ from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
 from latpred.decide.identity import Identity
 from latpred.decide.options import Choice, work_share
 from latpred.decide.points import EXIT, Point
+from latpred.decide.steps import DECIDING, step_s
 from latpred.errors import InputError
 
-__all__ = ["DECIDE_S", "chosen", "costs_of", "in_order"]
-
-DECIDE_S = 13e-6  # decide and observe in CPython between pieces of a network, whose maps have filled the caches
+__all__ = ["chosen", "costs_of", "in_order"]
 ALLOWANCE = 0.1  # of the latency
 SMALLEST_S = 1e-9
 EXIT_MARKS = (0.25, 0.5, 0.75)  # exits are mounted where about so much of the latency is behind
@@ -89,7 +88,7 @@ def costs_of(
         raise InputError(
             "a table of decisions needs a point that pays, and none of this model's does here: not worth deciding"
         )
-    first, last = appraiser.places[0], appraiser.places[-1]
+    first, last, predictor = appraiser.places[0], appraiser.places[-1], appraiser.pricer.predictor
     starts = [_point(one).start for one in mounted] + [last]
     ends = [first] + [_point(one).end for one in mounted]
     trunk = [price.time for price in appraiser.spans(list(zip(ends, starts, strict=True)))]
@@ -113,8 +112,8 @@ def costs_of(
         tuple(points),
         trunk[-1],
         appraiser.whole.shared_spread,
-        decide_s=DECIDE_S,
-        frequency_hz=appraiser.pricer.predictor.estimator.device.frequency_hz,
+        decide_s=step_s(DECIDING, predictor, appraiser.whole.cycle_bytes, appraiser.whole.peak_bytes),
+        frequency_hz=predictor.estimator.device.frequency_hz,
     )
 
 

@@ -17,10 +17,11 @@ from latpred.decide.costs import KEEP, Costs, Duration, OptionCosts, PointCosts
 from latpred.decide.declared import Declared, gate_of, point_of
 from latpred.decide.forecast import Remaining, bounds_s, expected_s, probability_within
 from latpred.decide.identity import Identity, Shapes, identity_of, paired
-from latpred.decide.mounting import DECIDE_S, chosen, costs_of, in_order
+from latpred.decide.mounting import chosen, costs_of, in_order
 from latpred.decide.names import Names, Rates
 from latpred.decide.points import Grid, points
 from latpred.decide.pricing import Price, priced
+from latpred.decide.steps import DECIDING, step_s
 from latpred.decide.table import Table, compile_table
 from latpred.errors import InputError
 from latpred.graph import read
@@ -281,6 +282,7 @@ def _among(
     ]
     point = PointCosts("model", Duration(0.0), tuple(costs))
     clock_hz = predictor.estimator.device.frequency_hz
+    decide_s = step_s(DECIDING, predictor, first.cycle_bytes, first.peak_bytes)
     shared = max(price.shared_spread for price in prices)
     return Plan(
         ", ".join(dict.fromkeys(name_of(one) for one, _ in pairs)),
@@ -292,7 +294,7 @@ def _among(
         interval,
         (Decision("model", None, options, 0.0, 0.0),),
         ("model",),
-        Costs(*identity, (point,), Duration(0.0), shared, decide_s=DECIDE_S, frequency_hz=clock_hz),
+        Costs(*identity, (point,), Duration(0.0), shared, decide_s=decide_s, frequency_hz=clock_hz),
     )
 
 

@@ -170,8 +170,10 @@ def classes_of(wiring: Wiring) -> int | None:
     """Class scores that the model makes; None where its output is no row of scores."""
     if len(wiring.outputs) != 1:
         return None
-    shape = wiring.spec(wiring.outputs[0]).shape
-    return shape[1] if len(shape) == 2 and wiring.infos[wiring.outputs[0]].type.HasField("tensor_type") else None
+    if not wiring.infos[wiring.outputs[0]].type.HasField("tensor_type"):
+        return None
+    spec = wiring.spec(wiring.outputs[0])
+    return spec.shape[1] if len(spec.shape) == 2 and spec.shape[1] > 1 and "float" in spec.dtype else None
 
 
 def _regions(wiring: Wiring, places: Sequence[Cut], grid: Grid, block: int) -> Iterator[Point]:

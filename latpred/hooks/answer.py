@@ -9,9 +9,10 @@ from typing import Protocol
 from latpred.decide.observation import Observation
 from latpred.tensors import Array
 
-__all__ = ["NO_DEADLINE_S", "Answer", "Ask", "Heard", "Listener"]
+__all__ = ["HOPELESS_S", "NO_DEADLINE_S", "Answer", "Ask", "Heard", "Listener"]
 
 NO_DEADLINE_S = 1e6
+HOPELESS_S = 1e-9  # left of a deadline that has passed before anything was run
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Ask:
         Whether anybody listens.
     wanted : collection of str
         Points of which the listener wants the tensor.
+    begun_s : float
+        When the caller asked, by `time.perf_counter`; 0 where that is now.
     """
 
     inputs: Mapping[str, Array] | Callable[[str], Mapping[str, Array]]
@@ -41,6 +44,7 @@ class Ask:
     sensors: Mapping[str, float] = field(default_factory=dict)
     recorded: bool = False
     wanted: Collection[str] = ()
+    begun_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 from latpred.chained import CPU
@@ -18,16 +19,19 @@ from latpred.decide.options import KEPT
 from latpred.decide.plan import Plan, plan
 from latpred.decide.points import Grid, classes_of
 from latpred.decide.pricing import priced
+from latpred.decide.steps import ENTERING, LEAVING, step_s
 from latpred.decide.table import Table, Utilities, compile_table
 from latpred.errors import HookError
 from latpred.graph import read
 from latpred.hooks.hooked import Hooked
+from latpred.hooks.inputs import Accepted
 from latpred.hooks.masks import mask_head
 from latpred.hooks.memory import give_back
 from latpred.hooks.origin import Origin, path_of, weights_digest
 from latpred.hooks.program import INPUT, INT8, LAST, OUTSIDES, PATCHES, Span, built, ranges_of
 from latpred.hooks.several import Several, whole_of
 from latpred.hooks.sides import GATE, HEAD, Side, Weights, first_network, roles_of
+from latpred.hooks.terms import Deciding
 from latpred.predictor import Model, Predictor, installed_runtime
 from latpred.predictor import load as load_predictor
 from latpred.surgery.cuts import cuts
@@ -40,8 +44,6 @@ from latpred.tensors import Array
 __all__ = ["attach"]
 
 LEAST_CUTS = 3  # where it begins, where it ends, and one in between
-# What a run does in CPython before its first graph and behind its last one, with caches full of the network.
-ENTERING_S, LEAVING_S = 60e-6, 40e-6
 
 
 def attach(
@@ -94,7 +96,7 @@ def attach(
         Inputs of the model, by which regions are calibrated for int8; without any, nothing runs in int8.
     outside : str
         What points that compute on patches hand on elsewhere: ``input``, the region's own input, or ``last``, what it
-        made there in the last inference of the same stream.
+        made there in the last inference: for one stream of frames, run in one thread.
     providers : sequence of str
         Execution providers of ONNX Runtime, the preferred one first.
     sensors : callable, optional
@@ -131,15 +133,16 @@ def attach(
     """
     if outside not in OUTSIDES:
         raise HookError(f"outside must be one of {', '.join(OUTSIDES)}, got {outside!r}")
+    if not 0.0 <= tolerance < np.inf:
+        raise HookError(f"a tolerance must be a utility of 0 or more, got {tolerance}: 0.05 loses a twentieth at most")
     predictor = predictor if predictor is not None else load_predictor()
+    terms = (utilities, confidence, policy, tolerance, wrong)
     (only, bound), *others = paired(model, shapes)
     listed = list(samples)
     if others:
         if points or heads or listed:
             raise HookError("points, heads and samples are of one model, but several came: leave them out")
-        return _choosing(
-            predictor, model, dims, shapes, providers, (utilities, confidence, policy, tolerance, wrong, sensors)
-        )  # fmt: skip
+        return _choosing(predictor, model, dims, shapes, providers, terms, sensors)
     grid = grid or Grid()
     if not listed:
         grid = replace(grid, levels=tuple(level for level in grid.levels if level != INT8))
@@ -154,10 +157,12 @@ def attach(
     table = None
     if found.costs is not None:
         costs = _with_masks(found.costs, whole, spans, predictor, found.cycle_bytes, outside)
-        table = compile_table(_with_ends(costs))
+        table = compile_table(_with_ends(costs, predictor, found))
         table.utility_of(utilities)  # what cannot be used is said before anything is built
     threads = predictor.estimator.device.threads
-    ranges = ranges_of(whole, spans, listed, threads)
+    wiring = wired(whole)
+    accepted = Accepted({name: wiring.spec(name) for name in wiring.inputs})
+    ranges = ranges_of(whole, spans, [accepted.checked(sample) for sample in listed], threads)
     origin = Origin(
         path_of(only),
         identity_of(predictor, only, dims, bound),
@@ -170,14 +175,12 @@ def attach(
         {name: tuple(shape) for name, shape in (bound or {}).items()},
         ranges,
     )
-    sides = _sides(spans, classes_of(wired(whole)) or 0, table, utilities, origin.providers)
+    sides = _sides(spans, classes_of(wiring) or 0, table, utilities, origin.providers)
     _put(sides, GATE, {one.name: one.gate for one in declared if one.gate is not None})
     _put(sides, HEAD, heads or {})
     program = built(whole, spans, ranges, outside, threads, origin.providers)
-    del whole
-    hooked = Hooked(
-        program, sides, table, found.latency_s, origin, utilities, confidence, policy, tolerance, wrong, sensors
-    )  # fmt: skip
+    del whole, wiring
+    hooked = Hooked(program, sides, origin, Deciding(table, found.latency_s, *terms), sensors)
     give_back()
     return hooked
 
@@ -189,6 +192,7 @@ def _choosing(
     shapes: Shapes | Sequence[Shapes | None] | None,
     providers: Sequence[str],
     terms: tuple[Any, ...],
+    sensors: Callable[[], Mapping[str, float]] | None,
 ) -> Hooked:
     """Several whole models of which one runs."""
     found = plan(predictor, models, dims, shapes)
@@ -203,7 +207,8 @@ def _choosing(
     origin = Origin(
         None, identity, " ".join(digests), installed_runtime() or "", threads, tuple(providers), INPUT, dict(dims or {})
     )
-    hooked = Hooked(Several(table.points[0], tuple(wholes)), {}, table, found.latency_s, origin, *terms)
+    deciding = Deciding(table, found.latency_s, *terms)
+    hooked = Hooked(Several(table.points[0], tuple(wholes)), {}, origin, deciding, sensors)
     give_back()
     return hooked
 
@@ -252,13 +257,13 @@ def _put(sides: Mapping[tuple[str, str], Side], role: str, sources: Mapping[str,
         sides[point, role].replace(source)
 
 
-def _with_ends(costs: Costs) -> Costs:
+def _with_ends(costs: Costs, predictor: Predictor, found: Plan) -> Costs:
     """The same, with what beginning and ending a run takes."""
+    ends = (Duration(step_s(step, predictor, found.cycle_bytes, found.peak_bytes)) for step in (ENTERING, LEAVING))
+    entering, leaving = ends
     first, *others = costs.points
-    before = added(first.before, Duration(ENTERING_S))
-    return replace(
-        costs, points=(replace(first, before=before), *others), after=added(costs.after, Duration(LEAVING_S))
-    )  # fmt: skip
+    points = (replace(first, before=added(first.before, entering)), *others)
+    return replace(costs, points=points, after=added(costs.after, leaving))
 
 
 def _with_masks(

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import onnx
 
-from latpred.errors import SurgeryError
+from latpred.errors import ModelError, SurgeryError
 from latpred.hooks.feature_maps import FeatureMap
 from latpred.hooks.model_session import ModelSession
 from latpred.surgery.channels import attributes_of
@@ -59,7 +59,7 @@ def weighing(tail: Tail, found: FeatureMap, threads: int = 0) -> tuple[Weighing,
         return ClosedForm(matrix), ()
     try:
         return ForwardTangents(tail, found, threads), ()
-    except SurgeryError as error:
+    except (SurgeryError, ModelError) as error:  # an op without a rule, or a graph that this runtime does not take
         return CentralDifferences(tail, found, threads), (str(error),)
 
 
@@ -126,8 +126,8 @@ class CentralDifferences:
         # Of a tail that is quantized, small steps show nothing: two zeros that agree do not count.
         shown = [bool(slope.any()) for slope in slopes]
         apart = [float(np.abs(wide - narrow).max()) for wide, narrow in pairwise(slopes)]
-        best = min(range(len(apart)), key=lambda place: (shown[place] and not shown[place + 1], apart[place]))
-        total = (RATIO**2 * slopes[best + 1] - slopes[best]) / (RATIO**2 - 1)
+        best = min(range(len(apart)), key=lambda place: (-shown[place] - shown[place + 1], apart[place]))
+        total = (RATIO**2 * slopes[best + 1] - slopes[best]) / (RATIO**2 - 1) if shown[best + 1] else slopes[best]
         largest = float(np.abs(total).max())
         return total / self.found.positions, apart[best] / largest if largest else apart[best]
 

@@ -2,7 +2,7 @@
 
 Deadlines stay behind: an option is taken where the side network alone says so, as in a run without a deadline.
 
-- A region is left out where its score for `skip` is above that for `keep`; other options are not looked at.
+- A region is left out where its score for `skip` is the largest of all options; where another option's is, it is kept.
 - The network is left where the head's confidence is enough, or the exit's score is above that of going on.
 - Points that nothing looks at, that are not worth deciding, and exits whose head nobody trained, are kept.
 
@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, version_converter
+from onnx import TensorProto, helper, version_converter
 
 from latpred.decide.points import EXIT
 from latpred.errors import ArtefactError, HookError
+from latpred.fingerprint import fingerprint
 from latpred.hooks.hooked import Hooked
 from latpred.hooks.origin import weights_digest
 from latpred.hooks.program import SKIP, Program, Station
 from latpred.hooks.sides import GATE, HEAD, Side
+from latpred.hooks.writing import write
 from latpred.predictor import Model
 from latpred.reading.nodes import copied, rename
 from latpred.surgery.cuts import cuts
@@ -59,10 +60,11 @@ def export(hooked: Hooked, path: str | os.PathLike[str], model: Model | None = N
     ArtefactError
         Where the model is another one.
     """
-    target = Path(path)
-    temporary = target.with_name(target.name + ".part")
-    onnx.save(gated(hooked, model), temporary)
-    temporary.replace(target)
+    try:
+        content = gated(hooked, model).SerializeToString()
+    except ValueError as error:  # protobuf's limit
+        raise HookError(f"a model below 2 GB is needed to be one file ({error}): export is not for this one") from error
+    write(path, content)
 
 
 def gated(hooked: Hooked, model: Model | None = None) -> onnx.ModelProto:
@@ -74,7 +76,8 @@ def gated(hooked: Hooked, model: Model | None = None) -> onnx.ModelProto:
     if source is None:
         raise HookError("the model itself is needed to be exported, and hooks do not keep it: give it again")
     whole = tidied(source, origin.dims, origin.shapes)
-    if weights_digest(whole) != origin.weights:
+    key = fingerprint(source, origin.dims, origin.shapes).hex()
+    if key != origin.identity.model or weights_digest(whole) != origin.weights:
         raise ArtefactError("the model that the hooks were attached to is needed to be exported, this is another one")
     return _Writer(hooked, program, whole).model()
 
@@ -131,7 +134,7 @@ class _Writer:
         span = station.span
         skip = next(index for index, choice in enumerate(span.choices) if choice.level == SKIP)
         nodes, scores = self.side(self.hooked.sides[span.name, GATE], SCORES)
-        nodes += self.above(span.name, scores, skip, 0.0)
+        nodes += self.best(span.name, scores, skip)
         start, end = span.start.tensor, span.end.tensor
         kept, skipped = f"{span.name}/kept", f"{span.name}/skipped"
         taken = helper.make_node("Identity", [start], [skipped], f"{span.name}/hand on")
@@ -146,15 +149,17 @@ class _Writer:
             enough = np.nextafter(np.float32(stake.enough(self.hooked.tolerance)), np.float32(-np.inf))
             least, bar = f"{span.name}/least", self.constant(f"{span.name}/enough", enough)
             nodes += [
-                helper.make_node("ReduceMin", [f"{span.name}/{CONFIDENCE}"], [least], least, keepdims=0),
-                helper.make_node("Greater", [least, bar], [f"{span.name}/taken"], f"{span.name}/decide"),
+                helper.make_node("ReduceMin", [f"{span.name}/{HEAD}/{CONFIDENCE}"], [least], least, keepdims=0),
+                helper.make_node("Cast", [least], [f"{least}/single"], f"{least}/single", to=TensorProto.FLOAT),
+                helper.make_node("Greater", [f"{least}/single", bar], [f"{span.name}/taken"], f"{span.name}/decide"),
             ]
         else:
             more, own = self.side(self.hooked.sides[span.name, GATE], SCORES)
             leave = next(index for index, choice in enumerate(span.choices) if choice.level == EXIT)
             nodes += more + self.above(span.name, own, leave, stake.on)
         left, on = f"{span.name}/left", f"{span.name}/on"
-        taken = helper.make_node("Identity", [scores], [left], f"{span.name}/leave")
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(self.wiring.spec(self.last.tensor).dtype))
+        taken = helper.make_node("Cast", [scores], [left], f"{span.name}/leave", to=to)
         return [*nodes, self.branch(span.name, self.last.tensor, [taken], left, rest, on)]
 
     def side(self, side: Side, output: str) -> tuple[list[onnx.NodeProto], str]:
@@ -163,14 +168,14 @@ class _Writer:
         graph = network.graph
         names = {name for node in graph.node for name in node.output if name}
         names |= {stored.name for stored in graph.initializer}
-        rename(graph, {name: f"{side.point}/{name}" for name in names})
+        rename(graph, {name: f"{side.point}/{side.role}/{name}" for name in names})
         for node in graph.node:
-            node.name = f"{side.point}/{node.name}"
+            node.name = f"{side.point}/{side.role}/{node.name}"
         self.stored += graph.initializer
         self.opsets |= {
             entry.domain: entry.version for entry in network.opset_import if entry.domain not in self.opsets
         }
-        return [copied(node) for node in graph.node], f"{side.point}/{output}"
+        return [copied(node) for node in graph.node], f"{side.point}/{side.role}/{output}"
 
     def converted(self, side: Side) -> onnx.ModelProto:
         """A side network in the version of operators that the model is written in."""
@@ -187,17 +192,38 @@ class _Writer:
 
     def above(self, point: str, scores: str, option: int, margin: float) -> list[onnx.NodeProto]:
         """Whether an option's score lies above that of keeping and a margin, averaged over the batch."""
-        batch, width = self.hooked.sides[point, GATE].cut.shape[0], self.hooked.sides[point, GATE].width
-        weights = np.zeros((batch * width, 1), np.float32)
-        weights[option::width], weights[::width] = 1.0 / batch, -1.0 / batch
-        flat = self.constant(f"{point}/row", np.array([1, batch * width]))
+        nodes, mean = self.averaged(point, scores)
+        weights = np.zeros((self.hooked.sides[point, GATE].width, 1), np.float32)
+        weights[option], weights[0] = 1.0, -1.0
         return [
-            helper.make_node("Reshape", [scores, flat], [f"{point}/scores"], f"{point}/scores"),
-            helper.make_node("MatMul", [f"{point}/scores", self.constant(f"{point}/difference", weights)],
+            *nodes,
+            helper.make_node("MatMul", [mean, self.constant(f"{point}/difference", weights)],
                              [f"{point}/gain"], f"{point}/gain"),
             helper.make_node("Greater", [f"{point}/gain", self.constant(f"{point}/margin", np.float32(margin))],
                              [f"{point}/taken"], f"{point}/decide"),
         ]  # fmt: skip
+
+    def best(self, point: str, scores: str, option: int) -> list[onnx.NodeProto]:
+        """Whether an option's score is the largest, averaged over the batch."""
+        nodes, mean = self.averaged(point, scores)
+        return [
+            *nodes,
+            helper.make_node("ArgMax", [mean], [f"{point}/best"], f"{point}/best", axis=1, keepdims=0),
+            helper.make_node("Equal", [f"{point}/best", self.constant(f"{point}/option", np.array([option]))],
+                             [f"{point}/taken"], f"{point}/decide"),
+        ]  # fmt: skip
+
+    def averaged(self, point: str, scores: str) -> tuple[list[onnx.NodeProto], str]:
+        """Scores over the batch, (1, width) in single precision."""
+        side = self.hooked.sides[point, GATE]
+        shape = self.constant(f"{point}/rows", np.array([side.cut.shape[0], side.width]))
+        weights = self.constant(f"{point}/even", np.full((1, side.cut.shape[0]), 1.0 / side.cut.shape[0], np.float32))
+        single, flat, mean = f"{point}/single", f"{point}/flat", f"{point}/mean"
+        return [
+            helper.make_node("Cast", [scores], [single], single, to=TensorProto.FLOAT),
+            helper.make_node("Reshape", [single, shape], [flat], flat),
+            helper.make_node("MatMul", [weights, flat], [mean], mean),
+        ], mean
 
     def branch(
         self,

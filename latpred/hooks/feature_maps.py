@@ -125,7 +125,7 @@ def image_input(wiring: Wiring) -> ImageInput:
 
 
 def class_scores(wiring: Wiring, name: str | None = None) -> str:
-    """The tensor of class scores before softmax or sigmoid, (N, classes) and perhaps axes of size 1 behind.
+    """The tensor of class scores before softmax or sigmoid, (N, classes) and perhaps more axes of size 1.
 
     Parameters
     ----------
@@ -157,7 +157,8 @@ def class_scores(wiring: Wiring, name: str | None = None) -> str:
 
 def _is_score(wiring: Wiring, name: str) -> bool:
     spec = wiring.spec(name)
-    return spec.dtype in FLOATING and len(spec.shape) > 1 and spec.shape[1] > 1 and prod(spec.shape[2:]) == 1
+    classes = max(spec.shape[1:], default=1)
+    return spec.dtype in FLOATING and classes > 1 and prod(spec.shape[1:]) == classes
 
 
 def _before_squashing(wiring: Wiring, name: str) -> str:
@@ -166,10 +167,13 @@ def _before_squashing(wiring: Wiring, name: str) -> str:
     while found in wiring.makers:
         node = wiring.nodes[wiring.makers[found]]
         source = node.input[0] if node.input else ""
+        if node.op_type == "Sigmoid":
+            return source
         if node.op_type in SQUASHING:
+            shape = wiring.spec(found).shape
             default = 1 if wiring.opset < SOFTMAX_OF_ONE_AXIS else -1
-            axis = int(str(attributes_of(node).get("axis", default))) % len(wiring.spec(found).shape)
-            return source if node.op_type == "Sigmoid" or axis == 1 else name
+            axis = int(str(attributes_of(node).get("axis", default)))
+            return source if len(shape) > 1 and shape[0] * shape[axis] == elements else name
         if node.op_type not in RESHAPING or wiring.spec(source).elements != elements:
             return name
         found = source

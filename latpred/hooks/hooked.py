@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Self
 
-from latpred.decide.observation import Policy
-from latpred.decide.table import Table, Utilities
-from latpred.errors import HookError
+from latpred.decide.table import Table
+from latpred.errors import HookError, InputError
 from latpred.hooks.answer import NO_DEADLINE_S, Answer, Ask, Listener
+from latpred.hooks.masks import checked_map
 from latpred.hooks.memory import give_back
 from latpred.hooks.origin import Origin
 from latpred.hooks.program import Program
 from latpred.hooks.several import Inputs, Several, SeveralStream
 from latpred.hooks.sides import Side, SideSource
 from latpred.hooks.stream import Stream
-from latpred.hooks.terms import terms_of
+from latpred.hooks.terms import Deciding
 from latpred.predictor import Model
 from latpred.tensors import Array
 
@@ -39,21 +40,8 @@ class Hooked:
     ----------
     program : Program or Several
     sides : mapping of (str, str) to Side
-    table : Table or None
-        None where no point is mounted.
-    latency_s : float
-        Predicted of the model as it is.
     origin : Origin
-    utilities : mapping, optional
-        Point -> option -> what it is worth, complete; None takes the table's own.
-    confidence : float
-        Share of the inferences that shall meet their deadline.
-    policy : str or callable
-        As `Table.gate` takes it.
-    tolerance : float
-        Utility that leaving at an exit may lose in expectation.
-    wrong : float, optional
-        Utility that a wrong answer loses.
+    deciding : Deciding
     sensors : callable, optional
         Read as a run begins; what it returns stands in observations.
 
@@ -73,31 +61,21 @@ class Hooked:
         self,
         program: Program | Several,
         sides: Mapping[tuple[str, str], Side],
-        table: Table | None,
-        latency_s: float,
         origin: Origin,
-        utilities: Utilities | None = None,
-        confidence: float = 0.95,
-        policy: str | Policy = "optimal",
-        tolerance: float = 0.05,
-        wrong: float | None = None,
+        deciding: Deciding,
         sensors: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         self.listener: Listener | None = None
         self.sides = dict(sides)
-        self.table = table
-        self.latency_s = latency_s
         self.origin = origin
-        self.tolerance = tolerance
-        self.wrong = wrong
-        self._program: Program | Several | None = program
-        self._utilities, self._confidence, self._policy = utilities, confidence, policy
-        self._sensors = sensors
-        self.terms = terms_of(table, latency_s, utilities, policy, tolerance, wrong)
+        self.deciding = deciding
+        self.sensors = sensors
+        self.terms = deciding.terms()
+        self._live: tuple[Program | Several, Mapping[tuple[str, str], Side]] | None = program, self.sides
         self.options = program.points
         self._numbers = {name: number for number, name in enumerate(program.points)}
         self._kept = dict.fromkeys(self._numbers.values(), 0)
-        self._free: deque[Stream | SeveralStream] = deque([self._stream(program)])
+        self._free: deque[Stream | SeveralStream] = deque([self.stream()])
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -107,28 +85,47 @@ class Hooked:
     @property
     def program(self) -> Program | Several:
         """The graphs; raises HookError where they were released."""
-        if self._program is None:
-            raise HookError("a hooked model that was not released is needed, but this one was: attach or load it again")
-        return self._program
+        return self._parts()[0]
+
+    @property
+    def table(self) -> Table | None:
+        """The table of decisions; None where no point is mounted."""
+        return self.deciding.table
+
+    @property
+    def latency_s(self) -> float:
+        """Predicted of the model as it is, in s."""
+        return self.deciding.latency_s
+
+    @property
+    def tolerance(self) -> float:
+        """Utility that leaving at an exit may lose in expectation."""
+        return self.deciding.tolerance
+
+    @property
+    def wrong(self) -> float | None:
+        """Utility that a wrong answer loses, where the caller said."""
+        return self.deciding.wrong
 
     @property
     def utilities(self) -> dict[str, dict[str, float]]:
         """What each option is worth where no gate says: point -> option -> utility."""
-        if self._utilities is None:
+        worth = self.deciding.utilities
+        if worth is None:
             return {} if self.table is None else self.table.utilities()
-        return {
-            point: {option: self._utilities[point][option] for option in options}
-            for point, options in self.options.items()
-        }
+        return {point: {option: worth[point][option] for option in own} for point, own in self.options.items()}
 
     @property
     def foresees(self) -> bool:
         """Whether the policy counts what may follow a point."""
-        return self._policy != "safe-greedy"
+        return self.deciding.policy != "safe-greedy"
 
     def stream(self) -> Stream | SeveralStream:
         """Buffers and a gate for runs that nobody listens to, in one thread."""
-        return self._stream(self.program)
+        program, sides = self._parts()
+        if isinstance(program, Several):
+            return SeveralStream(program, sides, self.deciding)
+        return Stream(program, sides, self.deciding)
 
     def run(
         self,
@@ -155,18 +152,24 @@ class Hooked:
             Point -> option that is taken whatever the gate would say; nothing is learned either.
         saliency : ndarray, shape (H, W), optional
             Where in the input it matters, for points that compute on patches; without it, their mask heads say.
+            Numbers that are finite.
         quiet : bool
             Do not tell the listener: for runs that a listener itself asks for.
 
         Raises
         ------
         HookError
-            Where the hooks were released, an input is missing or another than declared, or a forced point or option is
-            unknown.
+            Where the hooks were released, an input is missing or another than declared, a forced point or option is
+            unknown, or the map is none.
         InputError
             Where the deadline is not positive.
         """
-        program = self.program
+        begun_s = time.perf_counter()
+        self._parts()
+        if deadline_s is not None and not deadline_s > 0.0:
+            raise InputError(f"a deadline must be positive, got {deadline_s} s: give it in seconds")
+        if saliency is not None:
+            saliency = checked_map(saliency)
         listener = None if quiet else self.listener
         wanted = None if listener is None else listener.wants()
         ask = Ask(
@@ -174,19 +177,19 @@ class Hooked:
             NO_DEADLINE_S if deadline_s is None else deadline_s,
             self._forced(forced or {}) if not keep else self._kept,
             saliency,
-            self._sensors() if self._sensors is not None else {},
+            self.sensors() if self.sensors is not None else {},
             wanted is not None,
             wanted or (),
+            begun_s,
         )
         try:
             stream = self._free.pop()  # the last one used: its buffers are the warmest
         except IndexError:
-            stream = self._stream(program)
+            stream = self.stream()
         try:
             heard = stream.run(ask)
         finally:
-            if self._program is not None:
-                self._free.append(stream)
+            self._put_back(stream)
         if listener is not None and ask.recorded:
             listener.heard(heard)
         return heard.answer
@@ -256,7 +259,7 @@ class Hooked:
             except IndexError:  # taken by a run
                 return
             stream.renew()
-            self._free.append(stream)
+            self._put_back(stream)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write side networks and tables to a file; `latpred.hooks.load` puts them on the model again.
@@ -295,8 +298,8 @@ class Hooked:
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.close()
-        self._program = None
-        self.sides.clear()
+        self._live = None
+        self.sides = {}
         self._free.clear()
         give_back()
 
@@ -306,13 +309,17 @@ class Hooked:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def _stream(self, program: Program | Several) -> Stream | SeveralStream:
-        gate = None
-        if self.table is not None:
-            gate = self.table.gate(NO_DEADLINE_S, self._confidence, self._utilities, self._policy)
-        if isinstance(program, Several):
-            return SeveralStream(program, self.sides, gate, self.terms)
-        return Stream(program, self.sides, gate, self.terms)
+    def _parts(self) -> tuple[Program | Several, Mapping[tuple[str, str], Side]]:
+        """The graphs and their side networks; a run that has them may end after a release."""
+        live = self._live
+        if live is None:
+            raise HookError("a hooked model that was not released is needed, but this one was: attach or load it again")
+        return live
+
+    def _put_back(self, stream: Stream | SeveralStream) -> None:
+        self._free.append(stream)
+        if self._live is None:  # released meanwhile
+            self._free.clear()
 
     def _forced(self, forced: Mapping[str, str]) -> dict[int, int]:
         found = {}

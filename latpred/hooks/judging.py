@@ -20,11 +20,13 @@ from latpred.hooks.sides import Weights
 from latpred.tensors import Array
 
 __all__ = [
-    "Quality", "better", "constant_quality", "gate_quality", "head_quality", "softmax", "tempered", "worth",
+    "LEAST_TRIED", "Quality", "better", "constant_quality", "gate_quality", "head_quality", "softmax", "tempered",
+    "worth",
 ]  # fmt: skip
 
 TEMPERATURES = np.geomspace(1 / 16, 16, 49)
 LEAST_PROBABILITY = 1e-7
+LEAST_TRIED = 4  # held-out rows, below which nothing is known of an option
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ def constant_quality(labels: Array, classes: int) -> Quality:
 def tempered(weights: Weights, pooled: Array, labels: Array) -> Weights:
     """The same head, as sure as it agrees with classes (n,): its scores over the temperature of least cross-entropy."""
     scores = pooled @ weights[0] + weights[1]
-    errors = [_scores_quality(scores / temperature, labels).error for temperature in TEMPERATURES]
+    # One answer more is counted as wrong than was seen, so that few rows do not make a head sure of all.
+    unseen = 1.0 / (len(labels) + 2.0)
+    errors = [_smoothed_error(scores / temperature, labels, unseen) for temperature in TEMPERATURES]
     temperature = TEMPERATURES[int(np.argmin(errors))]
     return weights[0] / temperature, weights[1] / temperature
 
@@ -97,7 +101,7 @@ def worth(
     losses : pair of ndarray
         Matrix (channels, options) and bias (options,), NaN where an option is not known.
     utilities : sequence of float, length options
-        As the table has them; what is not known keeps its own.
+        As the table has them; what is not known, or was hardly tried on held-out rows, keeps its own.
     wrong : float
         Utility that an answer other than the main network's loses.
     tolerance : float
@@ -122,6 +126,8 @@ def worth(
             continue
         row, at = losses[0][:, option], losses[1][option]
         tried = ~np.isnan(known[:, option])
+        if tried.sum() < LEAST_TRIED:
+            continue
         margin = _margin(pooled[tried] @ row + at, known[tried, option], tolerance / wrong)
         matrix[:, option], bias[option] = -wrong * row, keep - wrong * (at + margin)
     return matrix, bias
@@ -145,6 +151,12 @@ def _margin(said: Array, lost: Array, tolerance: float) -> float:
     fine = np.flatnonzero((mean <= tolerance) & (said < 0.0))
     first = int(fine[-1]) + 1 if len(fine) else 0
     return max(0.0, -float(said[first])) if first < len(said) else 0.0
+
+
+def _smoothed_error(scores: Array, labels: Array, share: float) -> float:
+    """Cross-entropy where a share of the labels is any class."""
+    said = np.log(np.maximum(softmax(scores), LEAST_PROBABILITY))
+    return float(-((1.0 - share) * said[np.arange(len(labels)), labels] + share * said.mean(axis=1)).mean())
 
 
 def _scores_quality(scores: Array, labels: Array) -> Quality:

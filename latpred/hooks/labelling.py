@@ -2,6 +2,10 @@
 
 Neither is known of the run itself where decisions altered it, so runs are run again: once with everything kept, and
 with one option taken at one point, on buffers of their own, which no other run waits for.
+
+An option is tried in the company of what was decided at the other points: a block that can be narrowed without harm
+where all else is kept may be what a head behind it cannot do without. And side networks learn from what they will see:
+averages of maps as the decisions before them leave them.
 """
 
 from __future__ import annotations
@@ -12,12 +16,14 @@ from hashlib import blake2b
 
 import numpy as np
 
+from latpred.decide.observation import Observation
+from latpred.decide.points import EXIT
 from latpred.hooks.answer import Ask
-from latpred.hooks.sampler import Sample
+from latpred.hooks.sampler import OVERHEAD_BYTES, Sample
 from latpred.hooks.stream import Stream
 from latpred.tensors import Array
 
-__all__ = ["Example", "Labeller", "classes_in", "disagreement", "is_held_out", "is_scores"]
+__all__ = ["Example", "Labeller", "classes_in", "disagreement", "is_finite", "is_held_out", "is_scores"]
 
 SLICES = 5  # one of so many inputs is held out
 
@@ -33,7 +39,8 @@ class Example:
     labels : ndarray of int64, shape (batch,)
         The main network's best class; nothing where its output is no row of class scores.
     losses : mapping of str to ndarray
-        Point -> share of the answer that an option changes, of shape (batch, options), NaN where it was not tried.
+        Point -> share of the answer that an option changes beyond what keeping does there, of shape (batch, options),
+        NaN where it was not tried.
     """
 
     pooled: Mapping[str, Array]
@@ -42,9 +49,9 @@ class Example:
 
     @property
     def size_bytes(self) -> int:
-        """Of its arrays."""
+        """Of its arrays, and of what holds them."""
         arrays = (*self.pooled.values(), self.labels, *self.losses.values())
-        return sum(values.nbytes for values in arrays)
+        return OVERHEAD_BYTES + sum(values.nbytes for values in arrays)
 
 
 class Labeller:
@@ -74,28 +81,55 @@ class Labeller:
         tries : iterable of (str, int)
             Point and option whose effect is looked at; the sample's inputs are needed for it.
         """
-        pooled = {
-            one.point: one.features["pooled"].astype(np.float32)
-            for one in sample.observations
-            if "pooled" in one.features
-        }
+        pooled = _averages(sample.observations)
         main_output = sample.main_output
         if main_output is None:
             heard = self._stream.run(Ask(sample.inputs, forced=self._kept, recorded=True))
             main_output = heard.answer.outputs[self._output]
-            for one in heard.observations:
-                if "pooled" in one.features and one.point not in pooled:
-                    pooled[one.point] = one.features["pooled"].astype(np.float32)
+            pooled = _averages(heard.observations) | pooled
         losses: dict[str, Array] = {}
+        met = {one.point for one in sample.observations}
+        lost = {(0,) * len(self._options): disagreement(main_output, main_output)}
         for point, option in tries:
             if point not in pooled:
                 continue
-            altered = self._stream.run(Ask(sample.inputs, forced=self._kept | {self._numbers[point]: option}))
-            lost = disagreement(altered.answer.outputs[self._output], main_output)
+            number, company = self._numbers[point], self._company(sample.decisions, point)
+            for taken in (option, 0):
+                ways = (*company[:number], taken, *company[number + 1 :])
+                if ways not in lost:
+                    run = self._stream.run(Ask(sample.inputs, forced=dict(enumerate(ways)), recorded=point not in met))
+                    lost[ways] = disagreement(run.answer.outputs[self._output], main_output)
+                    if taken == 0 and point not in met:  # it would have been met in this company
+                        pooled[point] = _averages(run.observations).get(point, pooled[point])
+            altered, kept = (lost[*company[:number], taken, *company[number + 1 :]] for taken in (option, 0))
             rows = len(pooled[point])
             known = losses.setdefault(point, np.full((rows, len(self._options[point])), np.nan, np.float32))
-            known[:, option] = lost if len(lost) == rows else lost.mean()
+            known[:, option] = altered - kept if len(altered) == rows else (altered - kept).mean()
         return Example(pooled, classes_in(main_output), losses)
+
+    def lived(self, inputs: Mapping[str, Array], deadline_s: float, sensors: Mapping[str, float]) -> Sample:
+        """What a run under a deadline makes of inputs, as a sampler would record it."""
+        heard = self._stream.run(Ask(inputs, deadline_s, sensors=sensors, recorded=True))
+        answer = heard.answer
+        return Sample(
+            dict(inputs), heard.observations, None, answer.decisions, answer.latency_s, answer.predicted_s, "given", 0
+        )  # fmt: skip
+
+    def _company(self, decisions: Mapping[str, str], point: str) -> tuple[int, ...]:
+        """Option by number, of all points: as decided, but a point is met whatever was decided before it."""
+        ways = []
+        for name, options in self._options.items():
+            option = options.index(decisions.get(name, options[0]))
+            before = self._numbers[name] < self._numbers[point]
+            ways.append(0 if before and options[option] == EXIT else option)
+        return tuple(ways)
+
+
+def _averages(observations: Iterable[Observation]) -> dict[str, Array]:
+    """Point -> what its side network read."""
+    return {
+        one.point: one.features["pooled"].astype(np.float32) for one in observations if "pooled" in one.features
+    }  # fmt: skip
 
 
 def is_scores(output: Array) -> bool:
@@ -134,9 +168,17 @@ def disagreement(output: Array, main_output: Array) -> Array:
     return np.array([min(1.0, off / norm) if norm > 0.0 else float(off > 0.0)])
 
 
-def is_held_out(sample: Sample, example: Example) -> bool:
-    """Whether an example is held out: the same inputs always lie on the same side, however often they come."""
+def is_held_out(example: Example) -> bool:
+    """Whether an example is held out: the same inputs always lie on the same side, however often they come.
+
+    By the averages at the first point that looks, which no decision alters.
+    """
     digest = blake2b(digest_size=8)
-    for values in sample.inputs.values() or example.pooled.values():
+    for values in list(example.pooled.values())[:1]:
         digest.update(np.ascontiguousarray(values).data)
     return int.from_bytes(digest.digest(), "big") % SLICES == 0
+
+
+def is_finite(example: Example) -> bool:
+    """Whether it can be learned from."""
+    return all(np.isfinite(values).all() for values in example.pooled.values())

@@ -13,7 +13,7 @@ from latpred.surgery.weights import constant
 from latpred.surgery.wiring import declared
 from latpred.tensors import Array, Spec
 
-__all__ = ["MASK", "active", "mask_head", "pooled_over_patches"]
+__all__ = ["MASK", "active", "checked_map", "mask_head", "pooled_over_patches"]
 
 MASK = "mask_scores"
 OPSET, IR_VERSION = 17, 8
@@ -35,6 +35,28 @@ def active(scores: Array, count: int) -> Array:
     if count >= len(scores):
         return np.arange(len(scores))
     return np.sort(np.argpartition(-scores, count - 1)[:count])
+
+
+def checked_map(saliency: object) -> Array:
+    """A map as float64 of shape (H, W); raises HookError where it is none.
+
+    Examples
+    --------
+    >>> checked_map([[[0, 1]]]).tolist()
+    [[0.0, 1.0]]
+    """
+    try:
+        found = np.asarray(saliency, np.float64)
+    except (TypeError, ValueError):
+        found = np.zeros(0)
+    if found.ndim < 2 or any(size != 1 for size in found.shape[:-2]) or not found.size or not np.isfinite(found).all():
+        raise HookError(f"a saliency map of shape (H, W) of finite numbers is needed, got {_told(saliency)}: give one "
+                        "map of one image")  # fmt: skip
+    return found.reshape(found.shape[-2:])
+
+
+def _told(saliency: object) -> str:
+    return f"{saliency.dtype}{list(saliency.shape)}" if isinstance(saliency, np.ndarray) else type(saliency).__name__
 
 
 def pooled_over_patches(saliency: Array, height: int, width: int, granularity: int) -> Array:
@@ -65,12 +87,10 @@ def pooled_over_patches(saliency: Array, height: int, width: int, granularity: i
     >>> pooled_over_patches(np.kron([[1.0, 2.0], [3.0, 4.0]], np.ones((2, 2))), 2, 2, 1).tolist()
     [1.0, 2.0, 3.0, 4.0]
     """
-    shape = saliency.shape
-    if saliency.ndim < 2 or any(size != 1 for size in shape[:-2]) or not saliency.size:
-        raise HookError(f"a saliency map of shape (H, W) is needed, but {list(shape)} came: give one map of one image")
-    rows, columns = shape[-2:]
+    saliency = checked_map(saliency)
+    rows, columns = saliency.shape
     sums = np.zeros((rows + 1, columns + 1))
-    sums[1:, 1:] = saliency.reshape(rows, columns).cumsum(0).cumsum(1)
+    sums[1:, 1:] = saliency.cumsum(0).cumsum(1)
     tops, lefts = origins(height, width, granularity).T
     top, bottom = _window(tops, granularity, height, rows)
     left, right = _window(lefts, granularity, width, columns)

@@ -8,12 +8,20 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["give_back", "resident_bytes"]
+__all__ = ["give_back", "resident_bytes", "trim"]
 
 
 def give_back() -> None:
-    """Hand freed memory back to the system, where the C library keeps it (glibc): models leave much of it behind."""
+    """Let go of what nobody holds, and hand freed memory back to the system: models leave much of it behind."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Hand freed memory back to the system, where the C library keeps it (glibc).
+
+    What is kept for long lies between what was needed for a moment: of each such pair the larger one is lost else.
+    """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -35,7 +35,12 @@ def load_image(path: str | os.PathLike[str]) -> Array:
 
     try:
         with Image.open(path) as file:
-            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+            turned = ImageOps.exif_transpose(file)
+            if turned.mode.startswith("I;16"):  # Pillow would clip what is above 255
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            if turned.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of mode {turned.mode}, whose white nobody knows")
+            return np.asarray(turned.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"an image file is needed, but {os.fspath(path)} cannot be read as one ({error}): give a PNG "
                          "or JPEG file") from error  # fmt: skip

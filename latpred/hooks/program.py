@@ -215,7 +215,7 @@ def built(
     def trunk_between(start: Cut, end: Cut) -> Part | None:
         if start.position == end.position:
             return None
-        return Part(opened(piece(wiring, start, end), threads, providers), start.tensor, end.tensor)
+        return Part(opened(piece(wiring, start, end), threads, providers, arena=not spans), start.tensor, end.tensor)
 
     stations: list[Station] = []
     trunk: list[Part | None] = []

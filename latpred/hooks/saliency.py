@@ -138,7 +138,9 @@ class GradCam:
         specs = {name: self._wiring.spec(name) for name in session.inputs}
         tensors = {name: rng.standard_normal(spec.shape).astype(spec.dtype) for name, spec in specs.items()}
         other = rng.standard_normal(found.shape).astype(np.float32)
-        on_grid = found.directions(0, found.channels).sum(axis=0)
+        on_grid = np.ones(found.shape, np.float32)
+        if found.extra_tokens:
+            on_grid[:, : found.extra_tokens] = 0.0
         moved = (tensors[found.tensor] + other * on_grid).astype(specs[found.tensor].dtype)
         before, after = (session.run(feeds)[self.score] for feeds in (tensors, {**tensors, found.tensor: moved}))
         return not np.array_equal(before, after)

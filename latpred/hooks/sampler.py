@@ -87,6 +87,8 @@ class Sample:
         What was perceived at the points that were met.
     main_output : ndarray or None
         The main network's own; None where a decision altered it.
+    decisions : mapping of str to str
+        Point -> option, for the points that were met.
     latency_s, predicted_s : float
     why : str
         What made the sampler record it.
@@ -96,6 +98,7 @@ class Sample:
     inputs: Mapping[str, Array]
     observations: tuple[Observation, ...]
     main_output: Array | None
+    decisions: Mapping[str, str]
     latency_s: float
     predicted_s: float
     why: str
@@ -242,7 +245,7 @@ class Sampler:
 
     def give_back(self, sample: Sample) -> None:
         """Say that the inputs of a sample are needed no more: the next ones are copied to where they lie."""
-        if sample.inputs and not self._spare:
+        if sample.inputs:
             self._spare.append(sample.inputs)
 
     def _copied(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -292,6 +295,7 @@ class Sampler:
                 self._copied(inputs),
                 heard.observations,
                 None if main_output is None else main_output.copy(),
+                answer.decisions,
                 answer.latency_s,
                 answer.predicted_s,
                 why,

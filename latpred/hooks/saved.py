@@ -13,16 +13,21 @@ History of the schema: 1, the first.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from onnx import TensorProto
 
 from latpred.decide.identity import Identity, identity_of
 from latpred.decide.observation import Policy
@@ -34,6 +39,8 @@ from latpred.hooks.memory import give_back
 from latpred.hooks.origin import Origin, path_of, weights_digest
 from latpred.hooks.program import Program, Span, built
 from latpred.hooks.sides import Side
+from latpred.hooks.terms import Deciding
+from latpred.hooks.writing import write
 from latpred.predictor import Model, Predictor, installed_runtime
 from latpred.surgery.cuts import cuts
 from latpred.surgery.tidy import tidied
@@ -41,6 +48,10 @@ from latpred.surgery.tidy import tidied
 __all__ = ["SCHEMA", "load", "save"]
 
 SCHEMA = 1
+MOST_BYTES = 2**28  # of all members: side networks are small
+UNREADABLE = (
+    OSError, zipfile.BadZipFile, zlib.error, EOFError, struct.error, KeyError, TypeError, ValueError, RuntimeError,
+)  # fmt: skip
 MANIFEST, CHECKSUMS, TABLE = "manifest.json", "checksums.json", "table.bin"
 
 
@@ -55,7 +66,6 @@ def save(hooked: Hooked, path: str | os.PathLike[str]) -> None:
     program, table = hooked.program, hooked.table
     if table is None or not isinstance(program, Program):
         raise HookError("hooks that are mounted on one model are needed to be saved, but none is: attach anew instead")
-    target = Path(path)
     with tempfile.TemporaryDirectory(prefix="latpred-") as folder:
         table.save(Path(folder) / TABLE)
         members = {TABLE: (Path(folder) / TABLE).read_bytes()}
@@ -84,11 +94,11 @@ def save(hooked: Hooked, path: str | os.PathLike[str]) -> None:
     }
     members[MANIFEST] = json.dumps(manifest, indent=1).encode()
     checksums = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
-    temporary = target.with_name(target.name + ".part")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {CHECKSUMS: json.dumps(checksums).encode(), **members}.items():
             archive.writestr(name, content)
-    temporary.replace(target)
+    write(path, whole.getvalue())
 
 
 def load(
@@ -135,7 +145,7 @@ def load(
             (one["point"], one["role"], int(one["width"]), bool(one["trained"]), members[one["member"]])
             for one in manifest["sides"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{path}: the manifest is not as documented ({error!r}): attach again and save") from error
     wanted = identity_of(predictor, model, origin.dims, origin.shapes)
     _require(path, "device", origin.identity.device, wanted.device)
@@ -145,18 +155,26 @@ def load(
     _require(path, "weights", origin.weights, weights_digest(whole))
     table = _table(members[TABLE])
     places = {cut.tensor: cut for cut in cuts(whole)}
-    spans = {
-        name: Span(name, places[start], places[end], choices, looks) for name, start, end, choices, looks in points
-    }
     sides = {}
-    for point, role, width, trained, content in networks:
-        network = onnx.ModelProto.FromString(content)
-        sides[point, role] = Side(point, role, spans[point].start, width, network, trained, origin.providers)
+    try:
+        spans = {
+            name: Span(name, places[start], places[end], choices, looks) for name, start, end, choices, looks in points
+        }
+        if table.options != tuple(tuple(choice.name for choice in span.choices) for span in spans.values()):
+            raise ValueError("the table is of other points")
+        for point, role, width, trained, content in networks:
+            network = _plain(onnx.ModelProto.FromString(content))
+            sides[point, role] = Side(point, role, spans[point].start, width, network, trained, origin.providers)
+    except (DecodeError, KeyError, ValueError) as error:
+        raise ArtefactError(
+            f"{path}: places of this model are needed, but the file names others ({error!r}): attach again"
+        ) from error
     program = built(
         whole, list(spans.values()), origin.ranges, origin.outside, origin.threads, origin.providers
     )  # fmt: skip
     del whole
-    hooked = Hooked(program, sides, table, latency_s, origin, utilities, confidence, policy, tolerance, wrong, sensors)
+    deciding = Deciding(table, latency_s, utilities, confidence, policy, tolerance, wrong)
+    hooked = Hooked(program, sides, origin, deciding, sensors)
     give_back()
     return hooked
 
@@ -164,11 +182,14 @@ def load(
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        checksums = json.loads(members.pop(CHECKSUMS))
-        manifest = json.loads(members[MANIFEST])
+            size_bytes = sum(info.file_size for info in archive.infolist())
+            if size_bytes > MOST_BYTES:
+                raise ValueError(f"{size_bytes} bytes when unpacked")
+            members = {info.filename: archive.read(info) for info in archive.infolist()}
+        checksums = dict(json.loads(members.pop(CHECKSUMS)))
+        manifest = dict(json.loads(members[MANIFEST]))
         schema = manifest["schema"]
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise ArtefactError(
             f"{path}: a file that `Hooked.save` wrote is needed, this one cannot be read so ({error!r}): save it again"
         ) from error
@@ -178,6 +199,13 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, bytes
         if name not in members or hashlib.sha256(members[name]).hexdigest() != checksums.get(name):
             raise ArtefactError(f"{path}: the checksum of {name} does not match, the file was altered: save it again")
     return manifest, members
+
+
+def _plain(network: onnx.ModelProto) -> onnx.ModelProto:
+    """A side network whose weights are its own; raises ValueError where it asks for other files."""
+    if any(stored.data_location == TensorProto.EXTERNAL for stored in network.graph.initializer):
+        raise ValueError("a side network has weights in other files")
+    return network
 
 
 def _origin(row: Mapping[str, Any], path: str | None) -> Origin:

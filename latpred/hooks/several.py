@@ -10,13 +10,12 @@ from typing import Any
 import onnx
 
 from latpred.chained import opened
-from latpred.decide.gate import Gate
 from latpred.decide.observation import Observation
 from latpred.errors import HookError
-from latpred.hooks.answer import Answer, Ask, Heard
+from latpred.hooks.answer import HOPELESS_S, Answer, Ask, Heard
 from latpred.hooks.inputs import Accepted
 from latpred.hooks.sides import Side
-from latpred.hooks.terms import Terms
+from latpred.hooks.terms import Deciding
 from latpred.surgery.wiring import wired
 from latpred.tensors import Array
 
@@ -71,27 +70,27 @@ class SeveralStream:
     program : Several
     sides : mapping
         Of none: time decides.
-    gate : Gate or None
-    terms : Terms
+    deciding : Deciding
     """
 
-    def __init__(
-        self, program: Several, sides: Mapping[tuple[str, str], Side], gate: Gate | None, terms: Terms
-    ) -> None:
+    def __init__(self, program: Several, sides: Mapping[tuple[str, str], Side], deciding: Deciding) -> None:
+        gate = deciding.gate()
         if gate is None or sides:
             raise HookError("a choice among models needs a table that knows them all, and no side network: attach anew")
-        self._program, self._gate, self._terms = program, gate, terms
+        self._program, self._deciding, self._terms = program, deciding, deciding.terms()
+        self._gate = gate
 
     def renew(self) -> None:
         """Plan anew with what was learned of models."""
         self._gate.renew()
+        self._terms = self._deciding.terms(self._gate.table)
 
     def run(self, ask: Ask) -> Heard:
         """One inference; inputs are asked for by the name of what was chosen where they are given as a function."""
         clock = time.perf_counter
-        start_s = clock()
+        start_s = ask.begun_s or clock()
         gate = self._gate
-        gate.deadline_s = ask.deadline_s
+        gate.deadline_s = max(ask.deadline_s - (clock() - start_s), HOPELESS_S)
         gate.begin()
         slowdown = gate.slowdown
         point = self._program.point

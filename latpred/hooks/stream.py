@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from latpred.chained import ORT_DTYPES, aligned, bound
-from latpred.decide.gate import Gate
 from latpred.decide.observation import Observation
 from latpred.decide.points import EXIT
-from latpred.hooks.answer import Answer, Ask, Heard
+from latpred.hooks.answer import HOPELESS_S, Answer, Ask, Heard
+from latpred.hooks.clock import clock_hz
 from latpred.hooks.looks import Look, share_of_zeros
 from latpred.hooks.masks import active, pooled_over_patches
 from latpred.hooks.memory import resident_bytes
 from latpred.hooks.program import Part, Program, Station, Way
 from latpred.hooks.sides import HEAD, Side, mask_role
-from latpred.hooks.terms import Terms
+from latpred.hooks.terms import Deciding
 from latpred.surgery.patches import ACTIVE_PATCHES, OUTSIDE
 from latpred.tensors import Array, Spec
 
 __all__ = ["Stream"]
 
-RESIDENT_S = 1.0
+ASKED_S = 1.0
 
 
 class _Slots:
@@ -37,6 +38,14 @@ class _Slots:
         """A tensor in either slot."""
         first, second = (raw[: spec.size_bytes].view(spec.dtype).reshape(spec.shape) for raw in self._raw)
         return first, second
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """What the system says of the process and the processor."""
+
+    resident_bytes: int | None = None
+    clock_hz: float | None = None
 
 
 class _Stop:
@@ -62,17 +71,18 @@ class Stream:
     program : Program
     sides : mapping of (str, str) to Side
         By point and role.
+    deciding : Deciding
+
+    Attributes
+    ----------
     gate : Gate or None
         None where there is nothing to decide. Another one may take its place between two runs.
-    terms : Terms
     """
 
-    def __init__(
-        self, program: Program, sides: Mapping[tuple[str, str], Side], gate: Gate | None, terms: Terms
-    ) -> None:
-        self.gate = gate
-        self._program, self._terms = program, terms
-        self._resident = -RESIDENT_S, 0
+    def __init__(self, program: Program, sides: Mapping[tuple[str, str], Side], deciding: Deciding) -> None:
+        self.gate = deciding.gate()
+        self._program, self._deciding, self._terms = program, deciding, deciding.terms()
+        self._asked_s, self._machine = -ASKED_S, _Machine()
         entry = program.inputs[program.main]
         mains = [spec for part in program.parts() for spec in _ends_of(part)]
         self._slots = _Slots(max(spec.size_bytes for spec in [entry, *mains]))
@@ -89,22 +99,27 @@ class Stream:
         self._carried = [name for name in program.inputs if name in self._fixed]
         self._results = self._slots.views(program.outputs[program.last])
         ends = {part.end for part in program.parts()} - {program.last}
+        self._heads = tuple(
+            (stop.name, stop.looks[HEAD].side) for stop in self._stops if stop.station.span.is_exit
+        )  # fmt: skip
+        self._unready: tuple[str, ...] = ()
         # Outputs that are main tensors on the way: they are overwritten before the inference ends.
         self._early = {name: self._slots.views(spec) for name, spec in program.outputs.items() if name in ends}
 
     def run(self, ask: Ask) -> Heard:
         """One inference; inputs must have the shapes and dtypes that the program declares, without gaps."""
         clock = time.perf_counter
-        start_s = clock()
+        start_s = ask.begun_s or clock()
+        self._plan_with_heads_as_they_are()
         gate, terms = self.gate, self._terms
         learns = gate is not None and not ask.forced
         observes = ask.recorded or terms.asked
         slowdown = 1.0
         if gate is not None:
-            gate.deadline_s = ask.deadline_s
+            gate.deadline_s = max(ask.deadline_s - (clock() - start_s), HOPELESS_S)
             gate.begin()
             slowdown = gate.slowdown
-        resident = self._resident_bytes(start_s) if ask.recorded else None
+        machine = self._machine_now(start_s) if observes else _Machine()
         outputs: dict[str, Array] = {}
         inputs = self._program.accepts.checked(ask.inputs)
         slot = self._entered(inputs, outputs)
@@ -119,7 +134,7 @@ class Stream:
             if stop.name in ask.wanted:
                 tensors[stop.name] = stop.here[slot].copy()
             if observes:
-                observation = self._observed(stop, slot, ask, start_s, nominal_s * slowdown, resident)
+                observation = self._observed(stop, slot, ask, start_s, nominal_s * slowdown, machine)
                 observations.append(observation)
                 option = self._decided(stop, ask.forced, observation)
             else:
@@ -163,16 +178,26 @@ class Stream:
         answer = Answer(outputs, decisions, latency_s, nominal_s * slowdown, slowdown)
         return Heard(inputs, answer, tuple(observations), tensors, times_s)
 
-    def _resident_bytes(self, now_s: float) -> int:
+    def _machine_now(self, now_s: float) -> _Machine:
         """Of a second ago at most: asking the system may take as long as a small network."""
-        if now_s > self._resident[0] + RESIDENT_S:
-            self._resident = now_s, resident_bytes()
-        return self._resident[1]
+        if now_s > self._asked_s + ASKED_S:
+            self._asked_s, self._machine = now_s, _Machine(resident_bytes(), clock_hz())
+        return self._machine
 
     def renew(self) -> None:
         """Plan anew with what was learned of options."""
         if self.gate is not None:
             self.gate.renew()
+            self._terms = self._deciding.terms(self.gate.table)
+
+    def _plan_with_heads_as_they_are(self) -> None:
+        """Count on no exit whose head nobody trained; where one was, plan anew."""
+        if self.gate is None:
+            return
+        unready = tuple(name for name, side in self._heads if not side.current.trained)
+        if unready != self._unready:
+            self._unready = unready
+            self.gate.renew(self._deciding.utilities_without(unready))
 
     def _entered(self, inputs: Mapping[str, Array], outputs: dict[str, Array]) -> int:
         """Run up to the first station; the slot of the main tensor."""
@@ -191,10 +216,10 @@ class Stream:
         return 0
 
     def _observed(
-        self, stop: _Stop, slot: int, ask: Ask, start_s: float, predicted_s: float, resident: int | None
+        self, stop: _Stop, slot: int, ask: Ask, start_s: float, predicted_s: float, machine: _Machine
     ) -> Observation:
         """All that is known at a point, what its side network says included."""
-        look = stop.first_look
+        look = stop.first_look or (stop.looks.get(HEAD) if ask.recorded else None)
         features: dict[str, Any] = {}
         if look is not None:
             look.run(slot)
@@ -206,10 +231,10 @@ class Stream:
             features,
             time.perf_counter() - start_s,
             predicted_s,
-            resident,
-            self.gate.frequency_hz if self.gate is not None else None,
+            machine.resident_bytes,
+            machine.clock_hz or (self.gate.frequency_hz if self.gate is not None else None),
             ask.sensors,
-            None if look is None else self._utilities(stop, look),
+            None if look is None or look is not stop.first_look else self._utilities(stop, look),
         )
 
     def _glanced(self, stop: _Stop, slot: int, forced: Mapping[int, int]) -> int:
@@ -250,7 +275,8 @@ class Stream:
         look = stop.looks[HEAD]
         if look is not stop.first_look:
             look.run(slot)
-        return (look.probabilities if self._program.probabilities else look.scores).copy()
+        answer = look.probabilities if self._program.probabilities else look.scores
+        return answer.astype(self._program.outputs[self._program.last].dtype)
 
     def _took(self, stop: _Stop, option: int, way: Way, slot: int, saliency: Array | None) -> int:
         """Run an option's graph; the slot of the main tensor behind it."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from latpred.decide.chain import chain_of
+from latpred.decide.gate import Gate
 from latpred.decide.observation import Policy
+from latpred.decide.points import EXIT
 from latpred.decide.table import Table, Utilities
+from latpred.hooks.answer import NO_DEADLINE_S
 from latpred.hooks.leaving import Stake, stakes
 
-__all__ = ["Terms", "terms_of"]
+__all__ = ["Deciding", "Terms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +44,81 @@ class Terms:
     asked: bool = False
 
 
-def terms_of(
-    table: Table | None,
-    latency_s: float,
-    utilities: Utilities | None,
-    policy: str | Policy,
-    tolerance: float,
-    wrong: float | None,
-) -> Terms:
-    """Of a table under the given utilities; of a network without points, where there is no table.
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """How decisions are taken: what makes the gate of a stream.
 
-    Raises
-    ------
-    InputError
-        Where a utility cannot be used, or what a wrong answer loses is not positive.
+    Attributes
+    ----------
+    table : Table or None
+        None where no point is mounted.
+    latency_s : float
+        Predicted of the model as it is.
+    utilities : mapping or None
+        Point -> option -> what it is worth, complete; None takes the table's own.
+    confidence : float
+        Share of the inferences that shall meet their deadline.
+    policy : str or callable
+        As `Table.gate` takes it.
+    tolerance : float
+        Utility that leaving at an exit may lose in expectation.
+    wrong : float or None
+        Utility that a wrong answer loses.
     """
-    if table is None:
-        return Terms((latency_s,), (), frozenset(), {}, tolerance)
-    utility = table.utility_of(utilities)
-    chain = chain_of(table, utility)
-    first, means_s = table.first_option.tolist(), table.mean_s.tolist()
-    costs_s = tuple(
-        tuple(mean_s + (table.decide_s if decided else 0.0) for mean_s in means_s[first[number] : first[number + 1]])
-        for number, decided in enumerate(chain.decided)
-    )
-    return Terms(
-        chain.trunk_mean_s,
-        costs_s,
-        frozenset(number for number, decided in enumerate(chain.decided) if not decided),
-        stakes(table, utility, policy != "safe-greedy", wrong),
-        tolerance,
-        callable(policy),
-    )
+
+    table: Table | None
+    latency_s: float
+    utilities: Utilities | None = None
+    confidence: float = 0.95
+    policy: str | Policy = "optimal"
+    tolerance: float = 0.05
+    wrong: float | None = None
+
+    def gate(self) -> Gate | None:
+        """A gate; None where there is nothing to decide."""
+        if self.table is None:
+            return None
+        return self.table.gate(NO_DEADLINE_S, self.confidence, self.utilities, self.policy)
+
+    def utilities_without(self, unready: Collection[str]) -> dict[str, dict[str, float]]:
+        """What options are worth where some exits cannot answer yet: no plan counts on them, whatever else is left."""
+        assert self.table is not None
+        worth = self.table.utilities() if self.utilities is None else self.utilities
+        least = -1.0 - 3.0 * sum(max(map(abs, own.values())) for own in worth.values())
+        return {
+            point: {name: least if point in unready and name == EXIT else own[name] for name in options}
+            for point, options, own in zip(
+                self.table.points, self.table.options, map(worth.__getitem__, self.table.points), strict=True
+            )
+        }
+
+    def terms(self, table: Table | None = None) -> Terms:
+        """What a table says, the own one or the same with other times.
+
+        Raises
+        ------
+        InputError
+            Where a utility cannot be used.
+        HookError
+            Where what a wrong answer loses is not positive.
+        """
+        table = table or self.table
+        if table is None:
+            return Terms((self.latency_s,), (), frozenset(), {}, self.tolerance)
+        utility = table.utility_of(self.utilities)
+        chain = chain_of(table, utility)
+        first, means_s = table.first_option.tolist(), table.mean_s.tolist()
+        costs_s = tuple(
+            tuple(
+                mean_s + (table.decide_s if decided else 0.0) for mean_s in means_s[first[number] : first[number + 1]]
+            )
+            for number, decided in enumerate(chain.decided)
+        )
+        return Terms(
+            chain.trunk_mean_s,
+            costs_s,
+            frozenset(number for number, decided in enumerate(chain.decided) if not decided),
+            stakes(table, utility, self.policy != "safe-greedy", self.wrong),
+            self.tolerance,
+            callable(self.policy),
+        )

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latpred.errors import HookError
-from latpred.hooks.labelling import Example, Labeller, is_held_out
-from latpred.hooks.program import Program
+from latpred.hooks.labelling import Example, Labeller, is_finite, is_held_out
+from latpred.hooks.memory import trim
+from latpred.hooks.program import LAST, PATCHES, Program
 from latpred.hooks.pupils import Verdict, pupils_of
 from latpred.hooks.reservoir import Reservoir
 from latpred.hooks.sampler import Sample, Sampler, Sampling
@@ -34,6 +35,7 @@ IDLE_S = 0.05  # between two looks at the line where nothing was left to do
 AT_ONCE = 4  # samples that are labelled before the thread looks whether it shall end
 JOIN_S = 60.0
 KEPT_VERDICTS = 1000
+DEADLINES = (0.0, 1.5)  # of what the network takes: from hopeless to loose
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,9 @@ class Trainer:
     ----------
     sampler : Sampler
     examples : int
-        Learned from or held out, so far.
+        Looked at so far: learned from, held out or refused.
+    refused : int
+        Of these, such that hold no finite numbers.
     verdicts : deque of Verdict
         The last thousand, new weights that were refused included.
 
@@ -107,11 +111,19 @@ class Trainer:
     def __init__(self, hooked: Hooked, sampling: Sampling | None = None, training: Training | None = None) -> None:
         self._training = training or Training()
         program, stream = hooked.program, hooked.stream()
+        self._usual_s = hooked.latency_s
+        self._sensed = hooked.sensors or dict
         self._pupils = pupils_of(hooked, self._training.wrong, self._training.seed)
         if not self._pupils or not isinstance(program, Program) or not isinstance(stream, Stream):
             raise HookError("a head or a gate that looks is needed to train, but this model has none: attach with "
                             "points whose gates are 'pooled'")  # fmt: skip
-        self._choices = [(pupil.point, option) for pupil in self._pupils for option in pupil.options]
+        unclear = PATCHES if hooked.origin.outside == LAST else ""  # what they change hangs on the frame before
+        self._choices = [
+            (pupil.point, option)
+            for pupil in self._pupils
+            for option in pupil.options
+            if not unclear or not hooked.options[pupil.point][option].startswith(unclear)
+        ]
         self._labeller: Labeller | None = Labeller(stream, program.last, hooked.options)
         self.sampler = Sampler(
             program.last,
@@ -125,7 +137,7 @@ class Trainer:
         self._kept = Reservoir[Example](max(1, budget_bytes * 3 // 8), self._training.seed)
         self._held_out = Reservoir[Example](max(1, budget_bytes // 8), self._training.seed + 1)
         self._fresh: list[Example] = []
-        self.examples = 0
+        self.examples = self.refused = 0
         self.verdicts: deque[Verdict] = deque(maxlen=KEPT_VERDICTS)
         self._rng = np.random.default_rng(self._training.seed)
         self._working = threading.Lock()
@@ -163,6 +175,7 @@ class Trainer:
                 if not self._stop.is_set():
                     self._admit(sample, self._tries())
                     self.sampler.give_back(sample)
+                    trim()
             if len(self._fresh) >= self._training.examples and not self._stop.is_set():
                 self._learn(self._fresh + self._kept.drawn(self._training.again * len(self._fresh)))
                 self._fresh.clear()
@@ -171,7 +184,10 @@ class Trainer:
         return max(IDLE_S if self.sampler.waiting == 0 else 0.0, busy_s * (1.0 / self._training.duty - 1.0))
 
     def train(self, samples: Iterable[Mapping[str, Array]], passes: int = 20) -> tuple[Verdict, ...]:
-        """Learn from inputs of the model now; each is run with everything kept, and with each option by itself.
+        """Learn from inputs of the model now.
+
+        Each is run under a deadline drawn at random, with everything kept, and with each option in the place of what
+        was decided. Decisions change as side networks learn: to train twice shows them what they will see.
 
         Parameters
         ----------
@@ -195,7 +211,9 @@ class Trainer:
             for inputs in samples:
                 if self._stop.is_set():
                     raise HookError("a trainer that was not closed is needed, but this one was: attach again")
-                self._admit(Sample(dict(inputs), (), None, 0.0, 0.0, "given", 0), self._choices)
+                deadline_s = self._usual_s * float(self._rng.uniform(*DEADLINES))
+                assert self._labeller is not None
+                self._admit(self._labeller.lived(inputs, deadline_s, self._sensed()), self._choices)
             self._fresh.clear()
             if len(self._held_out) < self._training.least_held_out or not len(self._kept):
                 least = self._training.least_held_out
@@ -214,7 +232,9 @@ class Trainer:
         assert self._labeller is not None
         example = self._labeller.label(sample, tries)
         self.examples += 1
-        if is_held_out(sample, example):
+        if not is_finite(example):
+            self.refused += 1
+        elif is_held_out(example):
             self._held_out.offer(example, example.size_bytes)
         else:
             self._kept.offer(example, example.size_bytes)

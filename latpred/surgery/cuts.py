@@ -189,6 +189,10 @@ def channel_axis(wiring: Wiring, tensor: str) -> int:
                 return min(1, rank - 1)
             if op_type in CHANNELS_LAST:
                 return rank - 1
+    maker = wiring.nodes[wiring.makers[tensor]] if tensor in wiring.makers else None
+    if maker is not None and maker.op_type == "Transpose":  # flattened or averaged as another framework lays maps out
+        moved = next((list(own.ints) for own in maker.attribute if own.name == "perm"), list(reversed(range(rank))))
+        return moved.index(channel_axis(wiring, maker.input[0]))
     return min(1, rank - 1) if rank >= 4 else rank - 1
 
 

@@ -203,7 +203,8 @@ def _gemm(tape: Tape, node: onnx.NodeProto) -> Result:
     if tape.moves(a):
         rows = tape.tangent(a).op("Transpose", perm=[0, 2, 1]) if turned[0] else tape.tangent(a)
         together = rows.shaped([tape.directions * whole[0], tape.shape(a)[1 - turned[0]]])
-        found.append(tape.reshaped(together.op("Gemm", tape.value(b), transB=turned[1], alpha=alpha), whole))
+        columns = tape.value(b).op("Transpose", perm=[1, 0]) if turned[1] else tape.value(b)
+        found.append(tape.reshaped((together @ columns) * alpha, whole))  # a Gemm needs a bias in early opsets
     if tape.moves(b):
         rows = tape.value(a).op("Transpose", perm=[1, 0]) if turned[0] else tape.value(a)
         columns = tape.tangent(b).op("Transpose", perm=[0, 2, 1]) if turned[1] else tape.tangent(b)
