@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from counting_predictor import CountingPredictor, info
 from hooked_networks import blocks, carried_out, spatial_blocks
@@ -130,6 +132,27 @@ def test_an_exit_of_a_network_with_a_softmax_answers_with_probabilities() -> Non
     scores = hooked.run(feeds_of(model), forced={name: "exit"}).outputs["y"]
     assert scores.sum() == pytest.approx(1.0, abs=1e-6)
     assert scores.min() > 0
+
+
+@pytest.mark.parametrize(("ending", "answer"), [
+    ("LogSoftmax", lambda scores: scores - np.log(np.exp(scores).sum())),
+    ("Sigmoid", lambda scores: 1 / (1 + np.exp(-scores))),
+    ("Softmax", lambda scores: np.exp(scores) / np.exp(scores).sum()),
+    ("Relu", lambda scores: scores),  # nothing that is known to be an answer's way
+])  # fmt: skip
+def test_an_exit_answers_as_the_network_would(ending: str, answer: Any, tmp_path: Path) -> None:
+    """A head of zeros with a bias: its scores are the bias."""
+    model, name, scores = blocks(), "exit after layer.0", np.linspace(-1.0, 2.0, 10)
+    model.graph.node[-1].output[0] = "scores"
+    model.graph.node.append(helper.make_node(ending, ["scores"], ["y"], f"/{ending}"))
+    model.graph.value_info.append(info("scores", (1, 10)))
+    hooked = hooked_on(model, points=[name], heads={name: (np.zeros((8, 10)), scores)})
+    close(hooked.run(feeds_of(model), forced={name: "exit"}).outputs["y"], answer(scores)[None])
+    hooked = hooked_on(model, points=[name], heads={name: (np.zeros((8, 10)), scores)}, tolerance=1e9)
+    hooked.export(tmp_path / "gated.onnx", model)
+    session = onnxruntime.InferenceSession(tmp_path / "gated.onnx", providers=["CPUExecutionProvider"])
+    close(session.run(["y"], feeds_of(model))[0], hooked.run(feeds_of(model)).outputs["y"])
+    assert hooked.run(feeds_of(model)).decisions == {name: "exit"}
 
 
 def test_replacing_while_runs_are_under_way_is_seen_whole() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,19 @@ def test_the_engine_s_block_uses_what_there_is() -> None:
     assert set(re.findall(r"gate\.(\w+)\(", text)) <= set(dir(latpred.Gate)) | {"gate"}
     assert set(re.findall(r"table\.(\w+)\(", text)) <= set(dir(latpred.Table))
     compile(text, "README.md", "exec")
+
+
+def test_hooks_are_attached_as_it_is_pasted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (text,) = [text for language, text in BLOCKS if language == "python" and "hooks.attach(" in text]
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("LATPRED_HOME", str(tmp_path / "home"))
+    exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out.splitlines()
+    assert sum("replaced" in line for line in printed) > 0
+    answers = [line for line in printed if " promised: " in line]
+    assert len(answers) == 3
+    assert {"digits.hooks", "digits.gated.onnx"} <= {path.name for path in tmp_path.iterdir()}

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, version_converter
 from latpred.decide.points import EXIT
 from latpred.errors import ArtefactError, HookError
 from latpred.fingerprint import fingerprint
+from latpred.hooks.endings import ending_nodes
 from latpred.hooks.hooked import Hooked
 from latpred.hooks.origin import weights_digest
 from latpred.hooks.program import SKIP, Program, Station
@@ -31,7 +32,7 @@ from latpred.hooks.writing import write
 from latpred.predictor import Model
 from latpred.reading.nodes import copied, rename
 from latpred.surgery.cuts import cuts
-from latpred.surgery.exits import CONFIDENCE, LOGITS, PROBABILITIES
+from latpred.surgery.exits import CONFIDENCE, LOGITS
 from latpred.surgery.gates import SCORES
 from latpred.surgery.tidy import tidied
 from latpred.surgery.weights import constant
@@ -142,8 +143,9 @@ class _Writer:
 
     def leaving(self, station: Station, rest: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
         span = station.span
-        answer = PROBABILITIES if self.program.probabilities else LOGITS
-        nodes, scores = self.side(self.hooked.sides[span.name, HEAD], answer)
+        nodes, scores = self.side(self.hooked.sides[span.name, HEAD], LOGITS)
+        made = f"{span.name}/answer"
+        nodes += ending_nodes(self.program.ending, scores, made)
         stake = self.hooked.terms.stakes[station.number]
         if span.looks == HEAD:
             enough = np.nextafter(np.float32(stake.enough(self.hooked.tolerance)), np.float32(-np.inf))
@@ -159,7 +161,7 @@ class _Writer:
             nodes += more + self.above(span.name, own, leave, stake.on)
         left, on = f"{span.name}/left", f"{span.name}/on"
         to = helper.np_dtype_to_tensor_dtype(np.dtype(self.wiring.spec(self.last.tensor).dtype))
-        taken = helper.make_node("Cast", [scores], [left], f"{span.name}/leave", to=to)
+        taken = helper.make_node("Cast", [made], [left], f"{span.name}/leave", to=to)
         return [*nodes, self.branch(span.name, self.last.tensor, [taken], left, rest, on)]
 
     def side(self, side: Side, output: str) -> tuple[list[onnx.NodeProto], str]:

@@ -228,7 +228,9 @@ class Hooked:
         from latpred.hooks.trainer import Trainer
 
         trainer = self.listener if isinstance(self.listener, Trainer) else Trainer(self)
-        return trainer.train(samples, passes)
+        verdicts = trainer.train(samples, passes)
+        self.renew()  # now, and not in the next run
+        return verdicts
 
     def train_while_running(self, sampling: Sampling | None = None, training: Training | None = None) -> Trainer:
         """Record some runs from now on, and train heads and gates on them in a thread that `release` ends.

@@ -16,6 +16,7 @@ from latpred.chained import CPU, opened
 from latpred.decide.options import Choice, altered
 from latpred.decide.points import EXIT
 from latpred.errors import HookError
+from latpred.hooks.endings import ending_of
 from latpred.hooks.inputs import Accepted
 from latpred.surgery.cuts import Cut, cuts
 from latpred.surgery.patches import computed_on, counts
@@ -111,8 +112,8 @@ class Program:
         As an inference meets them.
     trunk : tuple of Part or None, length stations + 1
         Before each station, and behind the last; None where nothing lies there.
-    probabilities : bool
-        Whether the model ends in a softmax, so that an exit has to answer with probabilities, and not with scores.
+    ending : str
+        The op that makes the answer from class scores, as `endings` names it: an exit has to answer in the same way.
     """
 
     main: str
@@ -122,7 +123,7 @@ class Program:
     outputs: Mapping[str, Spec]
     stations: tuple[Station, ...]
     trunk: tuple[Part | None, ...]
-    probabilities: bool
+    ending: str
 
     @property
     def points(self) -> dict[str, tuple[str, ...]]:
@@ -215,7 +216,7 @@ def built(
     def trunk_between(start: Cut, end: Cut) -> Part | None:
         if start.position == end.position:
             return None
-        return Part(opened(piece(wiring, start, end), threads, providers, arena=not spans), start.tensor, end.tensor)
+        return Part(opened(piece(wiring, start, end), threads, providers), start.tensor, end.tensor)
 
     stations: list[Station] = []
     trunk: list[Part | None] = []
@@ -232,8 +233,8 @@ def built(
     inputs = {name: wiring.spec(name) for name in wiring.inputs}
     outputs = {name: wiring.spec(name) for name in wiring.outputs}
     main, last = places[0].tensor, places[-1].tensor
-    softmax = _ends_in_softmax(wiring, last)
-    return Program(main, last, Accepted(inputs), inputs, outputs, tuple(stations), tuple(trunk), softmax)
+    ending = ending_of(wiring, last)
+    return Program(main, last, Accepted(inputs), inputs, outputs, tuple(stations), tuple(trunk), ending)
 
 
 def _way(
@@ -260,8 +261,3 @@ def _way(
     assert graph is not None
     part = Part(opened(graph, threads, providers), span.start.tensor, span.end.tensor)
     return Way(choice, part, n_patches, onto_last)
-
-
-def _ends_in_softmax(wiring: Wiring, last: str) -> bool:
-    maker = wiring.makers.get(last)
-    return maker is not None and wiring.nodes[maker].op_type == "Softmax"

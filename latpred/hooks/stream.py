@@ -14,6 +14,7 @@ from latpred.decide.observation import Observation
 from latpred.decide.points import EXIT
 from latpred.hooks.answer import HOPELESS_S, Answer, Ask, Heard
 from latpred.hooks.clock import clock_hz
+from latpred.hooks.endings import answered
 from latpred.hooks.looks import Look, share_of_zeros
 from latpred.hooks.masks import active, pooled_over_patches
 from latpred.hooks.memory import resident_bytes
@@ -103,6 +104,7 @@ class Stream:
             (stop.name, stop.looks[HEAD].side) for stop in self._stops if stop.station.span.is_exit
         )  # fmt: skip
         self._unready: tuple[str, ...] = ()
+        self._plan_with_heads_as_they_are()  # now, and not in the first run
         # Outputs that are main tensors on the way: they are overwritten before the inference ends.
         self._early = {name: self._slots.views(spec) for name, spec in program.outputs.items() if name in ends}
 
@@ -187,6 +189,7 @@ class Stream:
     def renew(self) -> None:
         """Plan anew with what was learned of options."""
         if self.gate is not None:
+            self._plan_with_heads_as_they_are()
             self.gate.renew()
             self._terms = self._deciding.terms(self.gate.table)
 
@@ -275,7 +278,7 @@ class Stream:
         look = stop.looks[HEAD]
         if look is not stop.first_look:
             look.run(slot)
-        answer = look.probabilities if self._program.probabilities else look.scores
+        answer = answered(self._program.ending, look.scores, look.probabilities)
         return answer.astype(self._program.outputs[self._program.last].dtype)
 
     def _took(self, stop: _Stop, option: int, way: Way, slot: int, saliency: Array | None) -> int:
