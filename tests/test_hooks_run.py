@@ -18,7 +18,7 @@ from hooked_networks import blocks, carried_out, masked_encoder, spatial_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from surgery_oracle import close, drawn, feeds_of, info, model_of, network, run
+from surgery_oracle import NETWORKS, close, drawn, feeds_of, info, model_of, network, run
 
 import latpred
 from latpred.decide.declared import Declared
@@ -26,7 +26,7 @@ from latpred.decide.observation import Observation
 from latpred.decide.plan import plan
 from latpred.decide.points import Grid
 from latpred.decide.steps import DECIDING, ENTERING, LEAVING
-from latpred.errors import HookError, InputError, SurgeryError
+from latpred.errors import HookError, InputError, ModelError, SurgeryError
 from latpred.hooks import Hooked, attach
 from latpred.hooks.answer import Answer, Ask, Heard
 from latpred.hooks.stream import Stream
@@ -227,6 +227,8 @@ def test_bad_input_is_told_in_one_line(three_blocks: Hooked) -> None:
     for sample in ({}, {"x": np.zeros((1, 8, 4, 4), np.float32)}, feeds["x"]):
         with pytest.raises(HookError, match="input"):
             hooked_on(blocks(), points=["layer.0"], samples=[sample])
+    with pytest.raises(ModelError, match="with its weights"):
+        hooked_on(NETWORKS / "mobilenet_v2.onnx")
     with pytest.raises(HookError, match="tolerance"):
         hooked_on(blocks(), tolerance=float("nan"))
     with pytest.raises(HookError, match="samples"):

@@ -38,6 +38,7 @@ from latpred.surgery.cuts import cuts
 from latpred.surgery.patches import computed_on, counts
 from latpred.surgery.pieces import piece
 from latpred.surgery.tidy import tidied
+from latpred.surgery.weights import require_weights
 from latpred.surgery.wiring import wired
 from latpred.tensors import Array
 
@@ -105,8 +106,8 @@ def attach(
     Raises
     ------
     InputError
-        Where the model cannot be read or cut, a point is impossible or unknown, a head does not fit, or an option
-        needs samples and there are none.
+        Where the model cannot be read or cut or has no weights, a point is impossible or unknown, a head does not fit,
+        or an option needs samples and there are none.
 
     Examples
     --------
@@ -150,6 +151,7 @@ def attach(
     names = None if points is None else [point.name if isinstance(point, Declared) else point for point in points]
     found = plan(predictor, only, dims, bound, gate, grid, declared, names)  # sorts points by where they lie
     whole = tidied(only, dims, bound)
+    require_weights(whole)
     if not found.mounted and len(cuts(whole)) < LEAST_CUTS:
         raise HookError(f"a model with a place inside where one tensor carries everything is needed, but {found.model} "
                         "has none: its branches never all meet; run it as it is")  # fmt: skip
@@ -201,6 +203,7 @@ def _choosing(
     wholes, digests = [], []
     for name, (one, own) in zip(table.options[0], paired(models, shapes), strict=True):
         tidy = tidied(one, dims, own)
+        require_weights(tidy)
         digests.append(weights_digest(tidy))
         wholes.append(whole_of(name, tidy, threads, providers))
     identity = identity_of(predictor, models, dims, shapes)

@@ -8,7 +8,7 @@ import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped, unused-ignore]
 
 from latpred.errors import ModelError
-from latpred.surgery.weights import has_data
+from latpred.surgery.weights import require_weights
 from latpred.tensors import Array
 
 __all__ = ["ModelSession"]
@@ -42,10 +42,7 @@ class ModelSession:
     def __init__(self, model: onnx.ModelProto, threads: int = 0) -> None:
         import onnxruntime
 
-        missing = [tensor.name for tensor in model.graph.initializer if not has_data(tensor)]
-        if missing:
-            raise ModelError(f"a model with its weights is needed, but {missing[0]!r} and {len(missing) - 1} more have "
-                             "no data: give the file that was trained")  # fmt: skip
+        require_weights(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from latpred.errors import ModelError
 from latpred.tensors import Array
 
-__all__ = ["bare", "constant", "has_data", "values_of"]
+__all__ = ["bare", "constant", "has_data", "require_weights", "values_of"]
 
 DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
@@ -21,6 +21,14 @@ def has_data(stored: TensorProto) -> bool:
     if stored.data_location == TensorProto.EXTERNAL:
         return False
     return not prod(stored.dims) or any(len(getattr(stored, field)) for field in DATA_FIELDS)
+
+
+def require_weights(model: ModelProto) -> None:
+    """Raise ModelError where a stored tensor of a model has no data."""
+    missing = [tensor.name for tensor in model.graph.initializer if not has_data(tensor)]
+    if missing:
+        raise ModelError(f"a model with its weights is needed, but {missing[0]!r} and {len(missing) - 1} more have no "
+                         "data: give the file that was trained, with its data files beside it")  # fmt: skip
 
 
 def values_of(stored: TensorProto) -> Array | None:
