@@ -16,11 +16,11 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import psutil
 from coverage import models
+from hooks_timing import plain_session
 from tabulate import tabulate
 
 import latpred
@@ -50,7 +50,7 @@ def grown(kind: str, path: Path, options: argparse.Namespace) -> tuple[int, int]
     give_back()
     before = psutil.Process().memory_info().rss
     if kind == PLAIN:
-        session = _plain(path)
+        session = plain_session(path, 1)
         for _ in range(RUNS):
             session.run(None, inputs[0])
         give_back()
@@ -60,15 +60,6 @@ def grown(kind: str, path: Path, options: argparse.Namespace) -> tuple[int, int]
             hooked.run(inputs[0], keep=True)
         give_back()
         return psutil.Process().memory_info().rss - before, len(hooked.points)
-
-
-def _plain(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 
 
 def in_a_process(kind: str, path: Path, arguments: Sequence[str]) -> tuple[int, int]:

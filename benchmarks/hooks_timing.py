@@ -71,16 +71,21 @@ class Run:
         self._hooked.run(self._inputs, forced=self._forced)
 
 
+def plain_session(source: bytes | Path, threads: int) -> Any:
+    """ONNX Runtime's own defaults, but for the number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(source, options, ["CPUExecutionProvider"])
+
+
 class Plain:
     """The network in a session of its own, as most people run it."""
 
     def __init__(self, model: onnx.ModelProto, inputs: Mapping[str, Array], threads: int) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        self._session = plain_session(model.SerializeToString(), threads)
         self._inputs = inputs
 
     def run(self) -> None:

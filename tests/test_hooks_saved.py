@@ -169,6 +169,9 @@ def test_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
     for write in (hooked.save, lambda path: hooked.export(path, spatial_blocks())):
         with pytest.raises(HookError, match="written to"):
             write(tmp_path / "missing" / "file")
+        (tmp_path / "file").write_bytes(b"no folder")
+        with pytest.raises(HookError, match="written to"):
+            write(tmp_path / "file" / "file")
     hooked.save(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

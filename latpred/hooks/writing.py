@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 from latpred.errors import HookError
@@ -20,21 +21,11 @@ def write(path: str | os.PathLike[str], content: bytes) -> None:
         Where its folder is missing, full, or not to be written to.
     """
     target = Path(path)
-    temporary = None
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")  # of this writer alone
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.write_bytes(content)
         temporary.replace(target)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise HookError(f"a folder that can be written to is needed for {target} ({error}): name another") from error
-
-
-def _umask() -> int:
-    """What files are not to be: it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
